@@ -1,0 +1,94 @@
+# Two commands are enough on a machine with Python >= 3.11 and make:
+#   make demo    a worked problem, start to finish
+#   make test    the tests
+# Each sets up what it needs, in .venv/<Python version>, and finds it there the next time.
+
+PYTHON ?= python3
+CORES = $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+WORKERS ?= $(if $(filter 1 2 3,$(CORES)),$(CORES),4)
+ARGS ?=
+
+# What each target installs besides the package itself.
+EXTRAS_demo := models
+EXTRAS_test := models,validation,test
+EXTRAS_lint := models,validation,distributed,test,lint
+
+# Compiled JAX programs are kept between runs. Switch off with: make test JAX_COMPILATION_CACHE_DIR=
+JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.1
+HYPOTHESIS_STORAGE_DIRECTORY ?= $(CURDIR)/.cache/hypothesis
+export JAX_COMPILATION_CACHE_DIR JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS HYPOTHESIS_STORAGE_DIRECTORY
+
+# The second name is read by pip >= 25.3 for the build backend.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint lint-check lint-format lint-types format hooks clean
+
+ifneq (,$(filter-out help clean,$(MAKECMDGOALS)))
+FOUND := $(shell "$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; print("%d.%d %s" % (v + (v >= (3, 11),)))' 2>/dev/null)
+PYVER := $(firstword $(FOUND))
+EXAMPLE := make $(firstword $(MAKECMDGOALS)) PYTHON=python3.12
+ifeq ($(FOUND),)
+$(error "$(PYTHON)" does not run: install Python 3.11 or newer, or name another, as in: $(EXAMPLE))
+else ifneq ($(lastword $(FOUND)),True)
+$(error "$(PYTHON)" is Python $(PYVER) and 3.11 or newer is needed: name another, as in: $(EXAMPLE))
+endif
+VENV := .venv/$(PYVER)
+BIN := $(VENV)/bin
+# An environment whose interpreter is gone (a Python upgrade does that) is made anew.
+$(shell test -x $(BIN)/python || rm -f $(VENV)/.made $(VENV)/.demo $(VENV)/.test $(VENV)/.lint)
+endif
+
+help:
+	@echo 'make demo    a worked problem, start to finish'
+	@echo 'make test    the tests; ARGS goes to pytest, as in: make test ARGS="-m \"not slow\" -k flow"'
+	@echo 'make lint    ruff and pyright'
+	@echo 'make format  let ruff mend what it can'
+	@echo 'make hooks   run the linters before every git commit'
+	@echo 'make clean   remove environments, caches and build results'
+	@echo
+	@echo 'Environments live in .venv/<Python version>; choose a Python with PYTHON=python3.12.'
+
+demo: $(VENV)/.demo
+	@$(BIN)/python -m models.lynx_hare
+
+test: $(VENV)/.test
+	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+lint: lint-check lint-format lint-types
+
+lint-check: $(VENV)/.lint
+	@$(BIN)/python -m ruff check .
+
+lint-format: $(VENV)/.lint
+	@$(BIN)/python -m ruff format --check .
+
+lint-types: $(VENV)/.lint
+	@$(BIN)/python -m pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.lint
+	@$(BIN)/python -m ruff check --fix .
+	@$(BIN)/python -m ruff format .
+
+hooks: $(VENV)/.lint
+	@$(BIN)/python -m pre_commit install
+
+clean:
+	rm -rf .venv .cache .hypothesis .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.made:
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo '"$(PYTHON)" lacks the venv module: on Debian and Ubuntu, run: apt install python$(PYVER)-venv' >&2; exit 1; }
+	@"$(PYTHON)" -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: pyproject.toml constraints.txt | $(VENV)/.made
+	@echo 'Installing into $(VENV) what "make $*" needs (about a minute) ...'
+	@$(BIN)/python -m pip install -q -e '.[$(EXTRAS_$*)]'
+	@touch $@

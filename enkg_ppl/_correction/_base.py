@@ -1,0 +1,51 @@
+"""What a correction must offer to the guided flow."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+from jaxtyping import Array, Int
+
+from enkg_ppl._problem import InverseProblem
+from enkg_ppl._schedule import Schedule
+from enkg_ppl._types import Ensemble, EnsembleOutput, Key, Scalar
+
+Evaluate = Callable[[Ensemble], EnsembleOutput]  # the forward map on a whole ensemble
+
+
+class Level(NamedTuple):
+    """Where the flow is: level `index` of `num_steps`, from `sigma` to `sigma_next`."""
+
+    index: Int[Array, ""]
+    num_steps: int
+    sigma: Scalar
+    sigma_next: Scalar
+
+
+class Correction(eqx.Module):
+    """One step of the guided flow. A new correction implements the five methods below."""
+
+    @abc.abstractmethod
+    def default_schedule(self, problem: InverseProblem) -> Schedule:
+        """Noise levels that suit this correction."""
+
+    @abc.abstractmethod
+    def start(self, key: Key, problem: InverseProblem, num_particles: int, sigma: Scalar) -> Ensemble:
+        """The ensemble at the first noise level."""
+
+    @abc.abstractmethod
+    def init(self, problem: InverseProblem, evaluate: Evaluate, x: Ensemble) -> Any:
+        """What is carried from level to level besides the ensemble (None where nothing is)."""
+
+    @abc.abstractmethod
+    def step(
+        self, key: Key, x: Ensemble, level: Level, problem: InverseProblem, evaluate: Evaluate, memory: Any
+    ) -> tuple[Ensemble, Any]:
+        """Steer the ensemble by the data at `level.sigma` and bring it to `level.sigma_next`."""
+
+    @abc.abstractmethod
+    def evaluations_per_particle(self, num_steps: int) -> int:
+        """Exact number of forward evaluations a particle in a run of `num_steps` levels."""

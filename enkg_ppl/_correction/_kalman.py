@@ -1,0 +1,146 @@
+"""A guided flow that is consistent: the Kalman update of a conditional draw, then fresh noise.
+
+At noise level sigma draw ``Z1, Z2 ~ p(x0 | x_sigma)`` for every particle. Half their difference carries the
+*conditional* covariance, ``r = (Z1 - Z2) / sqrt 2``, ``q = (G(Z1) - G(Z2)) / sqrt 2``, pooled over the ensemble:
+``C_xg = r^T q / J``, ``C_gg = q^T q / J``. The draw is updated by the ensemble Kalman filter with perturbed
+observations (Burgers, van Leeuwen & Evensen 1998, eq. 13) and noised to the next level:
+
+    x0' = Z1 + C_xg (C_gg + Gamma)^-1 (y + eta - G(Z1)),     x_next = x0' + sigma_next eps.
+
+If ``x_sigma ~ p_sigma(. | y)`` and the problem is linear and Gaussian, then ``x0' ~ p(x0 | x_sigma, y)`` and
+``x_next ~ p_next(. | y)`` exactly, whatever the noise level: there is no step size.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float
+
+from enkg_ppl._correction._base import Correction, Evaluate, Level
+from enkg_ppl._flow import Flow, conditional_sample
+from enkg_ppl._likelihood import Response
+from enkg_ppl._problem import InverseProblem
+from enkg_ppl._schedule import Karras
+from enkg_ppl._types import Ensemble, Key
+
+
+class Correlations(NamedTuple):
+    """Sampled correlations of latent and output, averaged over the levels so far."""
+
+    xg: Float[Array, "dim m"]
+    gg: Float[Array, "m m"]
+
+
+class KalmanCorrection(Correction):
+    """Noise-aware guidance by ensemble Kalman updates of conditional draws; the default.
+
+    `num_steps`: noise levels of the default schedule; a level costs two forward evaluations a particle.
+    `memory`: weight of the past in the correlations, in [0, 1); averaging over levels removes sampling noise.
+    `taper`: shrink sampled correlations towards zero where they are no larger than chance would make them.
+    `num_draw_steps`: reverse-SDE steps of a conditional draw, where the prior has none in closed form.
+    `max_innovation`: innovations larger than this many of their own standard deviations (root mean square over
+    the data) are scaled down to it, so that a strongly nonlinear simulator cannot throw particles out.
+    """
+
+    num_steps: int = eqx.field(static=True, default=10)
+    memory: float = 0.5
+    taper: bool = eqx.field(static=True, default=True)
+    num_draw_steps: int = eqx.field(static=True, default=8)
+    max_innovation: float = 4.0
+
+    def __check_init__(self):
+        if not 0 <= self.memory < 1:
+            raise ValueError(f"KalmanCorrection needs 0 <= memory < 1; got memory={self.memory}")
+        if not self.max_innovation > 0:
+            raise ValueError(f"KalmanCorrection needs max_innovation > 0; got {self.max_innovation}")
+
+    def default_schedule(self, problem: InverseProblem) -> Karras:
+        # Above twice the prior's widest direction the noise hides everything; below a tenth the update is done.
+        scale = problem.prior.scale
+        return Karras(self.num_steps, 0.1 * scale, 2.0 * scale)
+
+    def start(self, key: Key, problem: InverseProblem, num_particles: int, sigma) -> Ensemble:
+        key_draw, key_noise = jr.split(key)
+        x0 = jax.vmap(Flow(problem.prior).sample)(jr.split(key_draw, num_particles))
+        return x0 + sigma * jr.normal(key_noise, x0.shape, x0.dtype)
+
+    def init(self, problem: InverseProblem, evaluate: Evaluate, x: Ensemble) -> Correlations:
+        response = jax.eval_shape(lambda x: jax.vmap(problem.likelihood.response)(evaluate(x)), x)
+        m, d = response.prediction.shape[1], x.shape[1]
+        return Correlations(jnp.zeros((d, m), x.dtype), jnp.zeros((m, m), x.dtype))
+
+    def evaluations_per_particle(self, num_steps: int) -> int:
+        return 2 * num_steps
+
+    def step(self, key, x, level: Level, problem: InverseProblem, evaluate: Evaluate, memory: Correlations):
+        key_draw, key_perturb, key_noise = jr.split(key, 3)
+        z1, z2 = self._draw_twice(key_draw, x, level, problem)
+        response, response2 = (jax.vmap(problem.likelihood.response)(evaluate(z)) for z in (z1, z2))
+        usable = _usable(response) & _usable(response2)
+        C_xg, C_gg, memory = self._covariances(
+            (z1 - z2) / 2**0.5, (response.prediction - response2.prediction) / 2**0.5, usable, level, memory
+        )
+        shift = self._kalman_shift(key_perturb, response, usable, C_xg, C_gg)
+        x0 = z1 + jnp.where(usable[:, None], shift, 0.0)
+        return x0 + level.sigma_next * jr.normal(key_noise, x.shape, x.dtype), memory
+
+    def _draw_twice(self, key: Key, x: Ensemble, level: Level, problem: InverseProblem):
+        def draw(key, x_j):
+            return conditional_sample(key, problem.prior, x_j, level.sigma, self.num_draw_steps)
+
+        keys = jr.split(key, (2, x.shape[0]))
+        return jax.vmap(draw)(keys[0], x), jax.vmap(draw)(keys[1], x)
+
+    def _covariances(self, r: Ensemble, q: Float[Array, "particles m"], usable, level: Level, memory: Correlations):
+        """Pooled conditional covariances: sampled correlations averaged over levels, tapered, times today's sd."""
+        n = jnp.maximum(jnp.sum(usable), 1)
+        r, q = jnp.where(usable[:, None], r, 0.0), jnp.where(usable[:, None], q, 0.0)
+        sd_r, sd_q = jnp.sqrt(jnp.sum(r**2, axis=0) / n), jnp.sqrt(jnp.sum(q**2, axis=0) / n)
+        r, q = r / _nonzero(sd_r)[None], q / _nonzero(sd_q)[None]
+        weight = jnp.where(level.index == 0, 0.0, self.memory)
+        past = Correlations(*memory)
+        xg = weight * past.xg + (1 - weight) * r.T @ q / n
+        gg = weight * past.gg + (1 - weight) * q.T @ q / n
+        memory = Correlations(xg, gg)
+        if self.taper:
+            # The average over levels counts (1 + memory) / (1 - memory) ensembles once it has run in.
+            size = n * jnp.where(level.index == 0, 1.0, (1 + self.memory) / (1 - self.memory))
+            xg, gg = _tapered(xg, size), _tapered(gg, size).at[jnp.diag_indices(gg.shape[0])].set(jnp.diag(gg))
+        return sd_r[:, None] * xg * sd_q[None], sd_q[:, None] * gg * sd_q[None], memory
+
+    def _kalman_shift(self, key: Key, response: Response, usable, C_xg, C_gg) -> Ensemble:
+        """``C_xg (C_gg + Gamma)^-1 (y + eta - g)`` for every particle."""
+        # Where the noise depends on the particle (Poisson, unknown scale), its typical value serves them all.
+        gamma = jnp.nanmedian(jnp.where(usable[:, None], response.noise, jnp.nan), axis=0)
+        gamma = jnp.where(jnp.isfinite(gamma) & (gamma > 0), gamma, 1.0)
+        eta = jnp.sqrt(gamma)[None] * jr.normal(key, response.prediction.shape, response.prediction.dtype)
+        innovation = jnp.where(usable[:, None], response.observation - response.prediction, 0.0) + eta
+        # Eigenvalues below the taper's damage are noise: the noise variance is the floor they stand on.
+        scale = jnp.sqrt(jnp.diag(C_gg) + gamma)
+        eigenvalues, vectors = jnp.linalg.eigh((C_gg + jnp.diag(gamma)) / scale[:, None] / scale[None])
+        floor = jnp.min(gamma / scale**2)
+        eigenvalues = jnp.maximum(eigenvalues, floor)
+        u = (innovation / scale[None]) @ vectors
+        size = jnp.sqrt(jnp.mean(u**2 / eigenvalues[None], axis=1, keepdims=True))
+        u = u * jnp.minimum(1.0, self.max_innovation / size)
+        return ((u / eigenvalues[None]) @ vectors.T / scale[None]) @ C_xg.T
+
+
+def _usable(response: Response):
+    """Particles whose simulation and working response are finite."""
+    return jnp.all(jnp.isfinite(response.prediction) & jnp.isfinite(response.observation), axis=1)
+
+
+def _nonzero(sd):
+    return jnp.where(sd > 0, sd, 1.0)
+
+
+def _tapered(correlation, size):
+    """Shrink by ``rho^2 / (rho^2 + (1 + rho^2) / size)``, with rho^2 corrected for its own sampling bias."""
+    rho2 = jnp.clip((correlation**2 * size - 1) / jnp.maximum(size - 1, 1), 0.0, 1.0)
+    return correlation * rho2 / (rho2 + (1 + rho2) / size)

@@ -1,0 +1,343 @@
+"""`EnKG`: inference for NumPyro models whose simulator has no gradient, with the surface of `numpyro.infer.MCMC`."""
+
+from __future__ import annotations
+
+import difflib
+import time
+import warnings
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from numpyro.diagnostics import print_summary
+from numpyro.infer import MCMC
+
+from enkg_ppl._blackbox import raise_host_failure
+from enkg_ppl._correction import Correction
+from enkg_ppl._diagnostics import Diagnostics, diagnose
+from enkg_ppl._guide import guide
+from enkg_ppl._numpyro._model import ModelError, NumPyroModel, Observation
+from enkg_ppl._posterior import Posterior
+from enkg_ppl._problem import InverseProblem
+from enkg_ppl._progress import ProgressBar
+from enkg_ppl._refine import Refinement, TemperedSMC
+from enkg_ppl._schedule import Schedule
+
+
+class EnKG(MCMC):
+    """Ensemble Kalman Diffusion Guidance for NumPyro models; the simulator is only ever evaluated.
+
+    In place of ``MCMC(NUTS(model), ...)``: `run`, then `get_samples`, `print_summary`, `to_arviz`. A chain is an
+    independent ensemble and a draw is a particle. It is an `MCMC` so that everything that reads one, such as
+    `arviz.from_numpyro`, reads this.
+
+    `model`: a NumPyro model with continuous latent sites; simulators in host code go through `blackbox`.
+    `num_particles`: particles in an ensemble, which is also the number of draws; at least 4.
+    `num_ensembles`: independent ensembles, the chains of R-hat.
+    `correction`, `schedule`: how the guided flow steers, and its noise levels (default `KalmanCorrection()`).
+    `refine`: "auto" (default) makes the posterior exact by `TemperedSMC` from the guided ensemble; a refinement such
+    as `TemperedSMC(...)` does so with your settings; None returns the guided ensemble as it is.
+    `progress_bar`: show one. `chunk_size`: particles simulated at a time, to bound memory (default: all).
+
+    Source: Zheng et al., arXiv 2409.20175 (guidance); see `TemperedSMC` for the refinement.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        *,
+        num_particles: int = 1024,
+        num_ensembles: int = 1,
+        correction: Correction | None = None,
+        schedule: Schedule | None = None,
+        refine: Literal["auto"] | Refinement | None = "auto",
+        progress_bar: bool = True,
+        chunk_size: int | None = None,
+        **unknown: Any,
+    ):
+        # MCMC.__init__ sets up chains of a kernel; there is none here, so it is not called.
+        _refuse_unknown(unknown)
+        if not callable(model):
+            raise TypeError(f"EnKG needs a NumPyro model, a function with sample statements; got {model!r}")
+        least = 4 if refine is not None else 2
+        _check_count("num_particles", num_particles, least, "ensembles are split in two halves of at least 2 particles")
+        _check_count("num_ensembles", num_ensembles, 1, "each ensemble is a chain")
+        if not (refine is None or refine == "auto" or isinstance(refine, Refinement)):
+            raise TypeError(f"refine must be 'auto', None or a refinement such as TemperedSMC(); got {refine!r}")
+        if correction is not None and not isinstance(correction, Correction):
+            raise TypeError(f"correction must be a correction such as KalmanCorrection(); got {correction!r}")
+        if schedule is not None and not isinstance(schedule, Schedule):
+            raise TypeError(f"schedule must be a schedule such as Karras(); got {schedule!r}")
+        self.model = model
+        self.num_particles = num_particles
+        self.num_ensembles = num_ensembles
+        self.correction = correction
+        self.schedule = schedule
+        self.refine = refine
+        self.progress_bar = progress_bar
+        self.chunk_size = chunk_size
+        # What readers of an MCMC look at.
+        self.sampler = SimpleNamespace(model=model)
+        self.num_chains, self.num_samples, self.thinning = num_ensembles, num_particles, 1
+        self._args: tuple = ()
+        self._kwargs: dict[str, Any] = {}
+        self._result: _Result | None = None
+
+    def __repr__(self) -> str:
+        done = "not run yet" if self._result is None else f"{self.num_forward_evaluations:,} forward evaluations"
+        name = getattr(self.model, "__name__", "model")
+        return f"EnKG({name}, num_particles={self.num_particles}, num_ensembles={self.num_ensembles}; {done})"
+
+    def run(self, rng_key: jax.Array, *args: Any, extra_fields: tuple[str, ...] = (), **kwargs: Any) -> None:
+        """Infer the latent sites of ``model(*args, **kwargs)``; the results are then on this object.
+
+        `rng_key`: from `jax.random.key` or `PRNGKey`. `extra_fields`: for `get_extra_fields`; "potential_energy" is
+        always there and "log_likelihood" is the other one.
+
+        Raises `ModelError` (a `ValueError`) where the model cannot be inferred, `BlackBoxError` where a black box
+        fails, `TypeError` for arguments that the model does not take. Warns where a diagnostic trips.
+        """
+        _check_extra_fields(extra_fields)
+        started = time.perf_counter()
+        rng_key = _as_typed_key(rng_key)
+        numpyro_model = NumPyroModel(self.model, args, kwargs)
+        problem = numpyro_model.problem()
+        with ProgressBar(self.progress_bar, self.num_ensembles) as bar:
+            posteriors = []
+            for i in range(self.num_ensembles):
+                posteriors.append(self._infer(jr.fold_in(rng_key, i), numpyro_model, problem, bar))
+                bar.next()
+        result = _collect(numpyro_model, posteriors, self.chunk_size, extra_fields)
+        result.seconds = time.perf_counter() - started
+        self._args, self._kwargs, self._result = args, kwargs, result
+        for sentence in result.diagnostics.warnings:
+            warnings.warn(f"EnKG: {sentence}", stacklevel=2)
+
+    def _infer(self, key, numpyro_model: NumPyroModel, problem: InverseProblem, bar: ProgressBar) -> Posterior:
+        """One ensemble: the guided flow, then the refinement."""
+        key_guide, key_refine = jr.split(key)
+        guided = None
+        if numpyro_model.guided:
+            guided = guide(
+                key_guide,
+                problem,
+                num_particles=self.num_particles,
+                correction=self.correction,
+                schedule=self.schedule,
+                chunk_size=self.chunk_size,
+                progress=bar.guide if self.progress_bar else None,
+            )
+        if self.refine is None:
+            if guided is None:
+                reasons = "; ".join(f"'{name}': {why}" for name, why in numpyro_model.unguided.items())
+                raise ModelError(f"the guidance can use no observed site ({reasons}): leave refine at 'auto'")
+            return guided
+        refinement = TemperedSMC() if isinstance(self.refine, str) else self.refine
+        posterior = refinement.run(
+            key_refine,
+            problem,
+            num_particles=self.num_particles,
+            guided=None if guided is None else guided.draws,
+            chunk_size=self.chunk_size,
+            progress=bar.refine,
+        )
+        if guided is not None:
+            posterior.num_forward_evaluations += guided.num_forward_evaluations
+            posterior.method = f"{guided.method} + {posterior.method}"
+        return posterior
+
+    # -- results -------------------------------------------------------------------------------------------------
+
+    @property
+    def _done(self) -> _Result:
+        if self._result is None:
+            raise RuntimeError("EnKG has no draws yet: call run(rng_key, ...) first")
+        return self._result
+
+    def get_samples(self, group_by_chain: bool = False) -> dict[str, jax.Array]:
+        """Draws of every latent and deterministic site, by name.
+
+        Leading shape ``(num_ensembles * num_particles,)``, or ``(num_ensembles, num_particles)`` by chain.
+        """
+        return _grouped(self._done.samples, group_by_chain)
+
+    def get_extra_fields(self, group_by_chain: bool = False) -> dict[str, jax.Array]:
+        """``potential_energy``, and what `run` was asked for in `extra_fields`; shaped as in `get_samples`.
+
+        Potential energy is minus the log of prior times likelihood, the prior being N(0, I) in z.
+        """
+        return _grouped(self._done.extra_fields, group_by_chain)
+
+    def get_log_likelihood(self, group_by_chain: bool = False) -> dict[str, jax.Array]:
+        """Log density of every datum at every draw, by observed site."""
+        return _grouped(self._done.log_likelihood, group_by_chain)
+
+    def print_summary(self, prob: float = 0.9, exclude_deterministic: bool = True) -> None:
+        """Print mean, sd, quantiles, effective sample size and R-hat of every site."""
+        sites = dict(self._done.samples)
+        if exclude_deterministic:
+            sites = {name: sites[name] for name in self._done.latent_names}
+        print_summary(sites, prob=prob, group_by_chain=True)
+
+    def diagnostics(self) -> Diagnostics:
+        """What was done, what it cost, and the signs that the posterior should not be trusted."""
+        return self._done.diagnostics
+
+    def to_arviz(self, *, prior=None, posterior_predictive=None, log_likelihood: bool = False, **kwargs: Any):
+        """The results as ArviZ reads them: `InferenceData` (0.x) or `DataTree` (1.x); dimensions chain and draw.
+
+        `prior`, `posterior_predictive`: True to draw them (one forward evaluation a draw), or dictionaries as
+        `numpyro.infer.Predictive` returns them. `log_likelihood`: True to add the pointwise one. Other arguments
+        (coords, dims, ...) go to `arviz.from_numpyro`.
+        """
+        from enkg_ppl._arviz import to_arviz
+
+        return to_arviz(self, prior, posterior_predictive, log_likelihood, kwargs)
+
+    @property
+    def num_forward_evaluations(self) -> int:
+        """Exact number of simulator evaluations of the last run: one per particle per call."""
+        return self._done.num_forward_evaluations
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of the last run, compilation included."""
+        return self._done.seconds
+
+    @property
+    def log_evidence(self) -> float | None:
+        """Log marginal likelihood in nats, averaged over the ensembles; None with the reason in `diagnostics()`."""
+        return self._done.log_evidence
+
+    # -- what an MCMC has and an ensemble has not ----------------------------------------------------------------
+
+    def warmup(self, *args, **kwargs):
+        """Refused: an ensemble has no warm-up."""
+        raise TypeError("EnKG has no warm-up phase: call run(rng_key, ...) alone")
+
+    @property
+    def last_state(self):
+        """None: an ensemble has no state to go on from."""
+        return None
+
+    @property
+    def post_warmup_state(self):
+        """None: an ensemble has no warm-up."""
+        return None
+
+    def transfer_states_to_host(self) -> None:
+        """Move the draws to host memory."""
+        result = self._done
+        for name in ("samples", "extra_fields", "log_likelihood"):
+            setattr(result, name, jax.device_get(getattr(result, name)))
+
+    def __getstate__(self):
+        return self.__dict__.copy()
+
+
+class _Result(SimpleNamespace):
+    """Everything a finished run leaves; arrays lead with (ensemble, particle)."""
+
+    samples: dict[str, jax.Array]
+    extra_fields: dict[str, jax.Array]
+    log_likelihood: dict[str, jax.Array]
+    latent_names: list[str]
+    num_forward_evaluations: int
+    log_evidence: float | None
+    diagnostics: Diagnostics
+    seconds: float
+
+
+def _collect(model: NumPyroModel, posteriors: list[Posterior], chunk_size, extra_fields) -> _Result:
+    """Run the model once more at every draw, for deterministic sites, pointwise likelihood and misfit."""
+    likelihood = model.problem().likelihood
+
+    def final(z):
+        values, observations = model.replay(z)
+        response = likelihood.response(observations) if model.guided else None
+        pointwise = {name: observation.log_prob() for name, observation in observations.items()}
+        return values, pointwise, likelihood.log_prob(observations), response
+
+    run_all = eqx.filter_jit(lambda z: jax.vmap(final)(z) if chunk_size is None else jax.lax.map(final, z, batch_size=chunk_size))
+    parts = []
+    for posterior in posteriors:
+        with raise_host_failure():
+            parts.append(jax.block_until_ready(run_all(posterior.draws)))
+        posterior.num_forward_evaluations += posterior.num_particles
+    samples, pointwise, log_likelihood, response = jax.tree.map(lambda *a: jnp.stack(a), *parts)
+    z = jnp.stack([p.draws for p in posteriors])
+    potential = 0.5 * jnp.sum(z**2 + jnp.log(2 * jnp.pi), axis=-1) - log_likelihood
+    fields = {"potential_energy": potential}
+    if "log_likelihood" in extra_fields:
+        fields["log_likelihood"] = log_likelihood
+    chi2, num_data = _misfit(response)
+    diagnostics = diagnose(posteriors, chi2, num_data)
+    for name, why in model.unguided.items():
+        diagnostics[f"unguided '{name}'"] = f"left to the refinement: {why}"
+    evidences = [p.log_evidence for p in posteriors]
+    log_evidence = None
+    if all(e is not None for e in evidences):
+        log_evidence = float(np.logaddexp.reduce(evidences) - np.log(len(evidences)))
+    diagnostics["log_evidence"] = posteriors[0].why_no_evidence if log_evidence is None else log_evidence
+    return _Result(
+        samples=samples,
+        extra_fields=fields,
+        log_likelihood=pointwise,
+        latent_names=[site.name for site in model.sites],
+        num_forward_evaluations=sum(p.num_forward_evaluations for p in posteriors),
+        log_evidence=log_evidence,
+        diagnostics=diagnostics,
+        seconds=0.0,
+    )
+
+
+def _misfit(response) -> tuple[float | None, int]:
+    """Chi-square per datum over all draws, and the number of data."""
+    if response is None:
+        return None, 0
+    residual2 = (response.observation - response.prediction) ** 2 / response.noise
+    return float(jnp.mean(residual2)), residual2.shape[-1]
+
+
+def _grouped(values: dict[str, jax.Array], group_by_chain: bool) -> dict[str, jax.Array]:
+    if group_by_chain:
+        return dict(values)
+    return {name: value.reshape((-1, *value.shape[2:])) for name, value in values.items()}
+
+
+def _as_typed_key(rng_key) -> jax.Array:
+    if not isinstance(rng_key, jax.Array | np.ndarray):
+        raise TypeError(f"run needs a random key first, as in run(jax.random.key(0), ...); got {rng_key!r}")
+    rng_key = jnp.asarray(rng_key)
+    if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key):
+        return rng_key
+    if rng_key.dtype != jnp.uint32 or rng_key.ndim != 1:
+        raise TypeError(
+            f"run needs a random key first, as in run(jax.random.key(0), ...); got an array of {rng_key.dtype}"
+        )
+    return jr.wrap_key_data(rng_key)
+
+
+def _check_count(name: str, value, least: int, why: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"EnKG needs {name} as a whole number >= {least} ({why}); got {value!r}")
+
+
+def _check_extra_fields(extra_fields) -> None:
+    known = ("potential_energy", "log_likelihood")
+    for field in extra_fields:
+        if field not in known:
+            raise ValueError(f"extra_fields may hold {' and '.join(known)}; got {field!r}")
+
+
+def _refuse_unknown(unknown: dict[str, Any]) -> None:
+    known = ["num_particles", "num_ensembles", "correction", "schedule", "refine", "progress_bar", "chunk_size"]
+    for name in unknown:
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean '{close[0]}'?" if close else f"it takes {', '.join(known)}"
+        raise TypeError(f"EnKG has no argument '{name}'; {hint}")

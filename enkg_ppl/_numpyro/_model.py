@@ -1,0 +1,278 @@
+"""A NumPyro model as an inverse problem: latent sites become one standard-normal vector z.
+
+The model is run with every latent site substituted by the transport of its part of z (in the manner of HMC's
+unconstrain-reparam), so hierarchical priors, plates and control flow work as in any other inference. What comes out
+of a run is, for every observed site, its distribution, value and scale: that is the simulator's output, and the
+likelihood is a function of it alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+from numpyro import handlers
+
+from enkg_ppl._likelihood import Likelihood, Response
+from enkg_ppl._numpyro._response import UnusableObservation, gaussian_response
+from enkg_ppl._numpyro._transport import UnsupportedPriorError, from_standard, standard_shape, to_standard
+from enkg_ppl._prior import GaussianPrior
+from enkg_ppl._problem import InverseProblem
+from enkg_ppl._types import Scalar, Vector
+
+
+class ModelError(ValueError):
+    """The model, or what was passed to it, cannot be inferred as it is; the message says what to change."""
+
+
+class LatentSite(NamedTuple):
+    """Where a latent site lives in z."""
+
+    name: str
+    shape: tuple[int, ...]  # of its standard-normal score
+    start: int
+    stop: int
+
+
+class Observation(eqx.Module):
+    """One observed site in one run of the model: a part of the simulator's output."""
+
+    fn: dist.Distribution
+    value: Any
+    scale: Any
+
+    def log_prob(self) -> Array:
+        """Log density of every independent datum, before `scale`."""
+        return self.fn.log_prob(self.value)
+
+
+class SiteLikelihood(Likelihood):
+    """Sum of the observed sites' log densities, each times its `handlers.scale`."""
+
+    guided: tuple[str, ...] = eqx.field(static=True)
+
+    def log_prob(self, g: dict[str, Observation]) -> Scalar:
+        total = jnp.zeros(())
+        for observation in g.values():
+            log_prob = observation.log_prob()
+            total = total + jnp.sum(log_prob if observation.scale is None else log_prob * observation.scale)
+        return total
+
+    def score(self, g: dict[str, Observation]) -> dict[str, Observation]:
+        """Gradient with respect to every float in the sites' distributions, of their own structure."""
+        return eqx.filter_grad(self.log_prob)(g)
+
+    def fisher(self, g: dict[str, Observation]) -> Float[Array, " m"]:
+        return 1 / self.response(g).noise
+
+    def response(self, g: dict[str, Observation]) -> Response:
+        parts = []
+        for name in self.guided:
+            response = gaussian_response(g[name].fn, g[name].value)
+            if g[name].scale is not None:
+                scale = jnp.broadcast_to(g[name].scale, response.noise.shape)
+                response = response._replace(noise=response.noise / scale)
+            parts.append(response)
+        return Response(*(jnp.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+class NumPyroModel:
+    """A NumPyro model with its arguments, ready to be run at any z.
+
+    `sites`: the latent sites. `dim`: length of z. `observed`: names of the observed sites. `guided`: those that the
+    guidance can use; `unguided`: the others, with the reason. `deterministic`: names of deterministic sites.
+
+    Raises `ModelError` for what cannot be inferred, each with one sentence that names the site.
+    """
+
+    def __init__(self, model: Callable, args: tuple, kwargs: dict[str, Any]):
+        self.model, self.args, self.kwargs = model, args, kwargs
+        _check_arguments(model, args, kwargs)
+        trace = self._abstract_trace()
+        self.sites: list[LatentSite] = []
+        self.observed: list[str] = []
+        self.deterministic: list[str] = []
+        for name, site in trace.items():
+            _check_site(name, site)
+            if site["type"] == "deterministic":
+                self.deterministic.append(name)
+            elif site["type"] == "sample" and site["is_observed"]:
+                self.observed.append(name)
+            elif site["type"] == "sample":
+                start = self.sites[-1].stop if self.sites else 0
+                shape = tuple(standard_shape(site["fn"]))
+                self.sites.append(LatentSite(name, shape, start, start + math.prod(shape)))
+        self.dim = self.sites[-1].stop if self.sites else 0
+        self._check_sites()
+        self.guided, self.unguided = self._split_by_guidance()
+
+    # -- running the model ---------------------------------------------------------------------------------------
+
+    def trace(self, z: Vector) -> dict[str, Any]:
+        """Run the model with its latent sites at z."""
+        parts = {site.name: z[site.start : site.stop].reshape(site.shape) for site in self.sites}
+
+        def substitute(site):
+            if site["type"] == "sample" and not site["is_observed"]:
+                return from_standard(site["fn"], parts[site["name"]])
+            return None
+
+        return self._run(substitute)
+
+    def forward(self, z: Vector) -> dict[str, Observation]:
+        """The simulator: z to the observed sites' distributions."""
+        return self._observations(self.trace(z))
+
+    def replay(self, z: Vector) -> tuple[dict[str, Array], dict[str, Observation]]:
+        """One run in full: latent and deterministic values by site, and the observed sites."""
+        trace = self.trace(z)
+        kept = [site.name for site in self.sites] + self.deterministic
+        return {name: jnp.asarray(trace[name]["value"]) for name in kept}, self._observations(trace)
+
+    def unconstrain(self, values: dict[str, Array]) -> Vector:
+        """z for values of every latent site."""
+        fns = {}
+
+        def substitute(site):
+            if site["type"] == "sample" and not site["is_observed"]:
+                fns[site["name"]] = site["fn"]
+                return jnp.asarray(values[site["name"]])
+            return None
+
+        self._run(substitute)
+        parts = [to_standard(fns[site.name], jnp.asarray(values[site.name])).ravel() for site in self.sites]
+        return jnp.concatenate(parts)
+
+    def problem(self) -> InverseProblem:
+        """The inverse problem for z."""
+        prior = GaussianPrior.standard(self.dim)
+        constrain = lambda z: self.replay(z)[0]  # noqa: E731
+        return InverseProblem(prior, self.forward, SiteLikelihood(tuple(self.guided)), constrain, self.unconstrain)
+
+    def _run(self, substitute) -> dict[str, Any]:
+        seeded = handlers.seed(self.model, jr.key(0))  # a fixed key: the forward map is a function of z
+        try:
+            return handlers.trace(handlers.substitute(seeded, substitute_fn=substitute)).get_trace(
+                *self.args, **self.kwargs
+            )
+        except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+            raise ModelError(
+                "the model passes JAX values to host code such as NumPy or SciPy: wrap that function, as in "
+                "simulate = blackbox(fn, shape=...), or write it with jax.numpy"
+            ) from error
+
+    @staticmethod
+    def _observations(trace) -> dict[str, Observation]:
+        def as_arrays(tree):
+            return jax.tree.map(jnp.asarray, tree)
+
+        return {
+            name: Observation(as_arrays(site["fn"]), as_arrays(site["value"]), as_arrays(site["scale"]))
+            for name, site in trace.items()
+            if site["type"] == "sample" and site["is_observed"]
+        }
+
+    # -- checks --------------------------------------------------------------------------------------------------
+
+    def _abstract_trace(self) -> dict[str, Any]:
+        """Run the model on abstract values: sites and shapes, without calling a black box."""
+        found: dict[str, Any] = {}
+
+        def substitute(site):
+            if site["type"] == "sample" and not site["is_observed"]:
+                _check_latent(site["name"], site)
+                with _naming(site["name"]):
+                    return from_standard(site["fn"], jnp.zeros(standard_shape(site["fn"])))
+            return None
+
+        def run(_):
+            found.update(self._run(substitute))
+            return 0
+
+        jax.eval_shape(run, 0.0)
+        return found
+
+    def _check_sites(self) -> None:
+        latents = ", ".join(site.name for site in self.sites) or "none"
+        if not self.observed:
+            raise ModelError(
+                "the model has no observed site: give one obs=, and pass its data to run, as in "
+                f"run(rng_key, ..., y=y) (latent sites: {latents})"
+            )
+        if not self.sites:
+            raise ModelError("the model has no latent site: every sample statement has obs=, so nothing is left to infer")
+
+    def _split_by_guidance(self) -> tuple[list[str], dict[str, str]]:
+        guided, unguided = [], {}
+        outputs: dict[str, Observation] = {}
+
+        def usable(z, name):
+            outputs.update(self.forward(z))
+            return gaussian_response(outputs[name].fn, outputs[name].value)
+
+        for name in self.observed:
+            try:
+                jax.eval_shape(lambda z, name=name: usable(z, name), jax.ShapeDtypeStruct((self.dim,), jnp.zeros(()).dtype))
+                guided.append(name)
+            except UnusableObservation as reason:
+                unguided[name] = str(reason)
+        return guided, unguided
+
+
+class _naming:
+    """Puts the site's name in front of a transport's refusal."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if isinstance(error, UnsupportedPriorError):
+            raise ModelError(f"latent site '{self.name}': {error}") from error
+
+
+def _check_latent(name: str, site) -> None:
+    with _naming(name):
+        standard_shape(site["fn"])
+    if site["scale"] is not None:
+        raise ModelError(
+            f"latent site '{name}' is under handlers.scale or plate subsampling, which changes its prior: take the "
+            "scale off latent sites and keep it on observed ones"
+        )
+
+
+def _check_site(name: str, site) -> None:
+    if site["type"] == "plate":
+        size, subsample_size = site["args"]
+        if subsample_size is not None and size != subsample_size:
+            raise ModelError(
+                f"plate '{name}' subsamples {subsample_size} of {size}: EnKG needs all the data at once, so drop "
+                "subsample_size"
+            )
+
+
+def _check_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
+    try:
+        signature = inspect.signature(model)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        known = list(signature.parameters)
+        wrong = [name for name in kwargs if name not in known]
+        close = difflib.get_close_matches(wrong[0], known, 1) if wrong else []
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        name = getattr(model, "__name__", "the model")
+        raise TypeError(f"{name}{signature} was called wrongly by run: {error}{hint}") from None

@@ -1,0 +1,114 @@
+"""The Gaussian that the Kalman step sees in place of an observation's distribution.
+
+For an exponential family in its mean, Fisher scoring's working response is y itself and its noise the variance
+(McCullagh & Nelder 1989, section 2.5); so mean and variance serve every such family. Transformed observations are
+taken back through their transform (LogNormal is Gaussian in log y), correlated ones are whitened, and heavy-tailed
+ones use the score, which forgives outliers.
+"""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array
+
+from enkg_ppl._likelihood import Response
+
+
+class UnusableObservation(TypeError):
+    """The guidance cannot use this observation; a refinement still accounts for it."""
+
+
+def gaussian_response(fn: dist.Distribution, value: Array) -> Response:
+    """Prediction, observation and noise of one observed site, flattened to vectors of equal length.
+
+    Raises `UnusableObservation` where the distribution has no mean and variance to work with.
+    """
+    shape = jnp.broadcast_shapes(fn.shape(), jnp.shape(value))
+    prediction, observation, noise = _response(fn, jnp.broadcast_to(jnp.asarray(value, float), shape))
+    prediction, observation, noise = (
+        jnp.broadcast_to(jnp.asarray(a, float), shape).ravel() for a in (prediction, observation, noise)
+    )
+    # A vanishing variance (a probability of 0) would divide by zero; it cannot be told from a very small one.
+    return Response(prediction, observation, jnp.maximum(noise, jnp.finfo(noise.dtype).tiny))
+
+
+@singledispatch
+def _response(fn, value):
+    try:
+        mean, variance = fn.mean, fn.variance
+    except (NotImplementedError, AttributeError) as error:
+        raise UnusableObservation(f"{type(fn).__name__} has no mean and variance") from error
+    return mean, value, variance
+
+
+@_response.register
+def _(fn: dist.Unit, value):
+    raise UnusableObservation("numpyro.factor has no data to predict")
+
+
+@_response.register
+def _(fn: dist.Delta, value):
+    raise UnusableObservation("Delta leaves no room for noise")
+
+
+@_response.register
+def _(fn: dist.Independent, value):
+    return _response(fn.base_dist, value)
+
+
+@_response.register
+def _(fn: dist.ExpandedDistribution, value):
+    base = _response(fn.base_dist, value)
+    return tuple(jnp.broadcast_to(a, value.shape) for a in base)
+
+
+@_response.register
+def _(fn: dist.MaskedDistribution, value):
+    if not isinstance(fn._mask, jax.Array) and fn._mask is False:
+        raise UnusableObservation("the site is masked")
+    prediction, observation, noise = _response(fn.base_dist, value)
+    mask = jnp.broadcast_to(jnp.asarray(fn._mask), fn.batch_shape)
+    mask = jnp.broadcast_to(mask.reshape(mask.shape + (1,) * len(fn.event_shape)), value.shape)
+    # A datum that predicts 0 and observes 0 correlates with nothing.
+    return jnp.where(mask, prediction, 0.0), jnp.where(mask, observation, 0.0), jnp.where(mask, noise, 1.0)
+
+
+@_response.register
+def _(fn: dist.TransformedDistribution, value):
+    for transform in reversed(fn.transforms):
+        value = transform.inv(value)
+    return _response(fn.base_dist, value)
+
+
+@_response.register
+def _(fn: dist.MultivariateNormal, value):
+    loc = jnp.broadcast_to(fn.loc, value.shape)
+    L = jnp.broadcast_to(fn.scale_tril, (*value.shape[:-1], *fn.scale_tril.shape[-2:]))
+
+    def whiten(v):
+        return jax.scipy.linalg.solve_triangular(L, v[..., None], lower=True)[..., 0]
+
+    return whiten(loc), whiten(value), jnp.ones(value.shape)
+
+
+@_response.register
+def _(fn: dist.StudentT, value):
+    return _robust(fn.loc, fn.scale, fn.df, value)
+
+
+@_response.register
+def _(fn: dist.Cauchy, value):
+    return _robust(fn.loc, fn.scale, jnp.ones(()), value)
+
+
+def _robust(loc, scale, df, value):
+    """``loc + F^-1 score`` and ``F^-1`` of a Student-t (Lange, Little & Taylor 1989, JASA 84, appendix B)."""
+    loc, scale, df = (jnp.broadcast_to(a, value.shape) for a in (loc, scale, df))
+    r = (value - loc) / scale
+    score = (df + 1) * r / (df + r**2) / scale
+    noise = scale**2 * (df + 3) / (df + 1)
+    return loc, loc + noise * score, noise

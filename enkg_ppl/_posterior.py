@@ -1,0 +1,43 @@
+"""What inference returns: draws, evidence, counts and what was seen on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from enkg_ppl._types import Ensemble
+
+
+@dataclasses.dataclass
+class Posterior:
+    """Equally weighted draws of the latent vector, and how they came about.
+
+    `draws`: shape (particles, dim). `log_likelihood`: shape (particles,) in nats, or None where it was not
+    evaluated at the draws. `log_evidence`: nats, or None with the reason in `why_no_evidence`.
+    `num_forward_evaluations`: exact count, one per particle per call. `method`: what produced the draws.
+    `stats`: numbers for the diagnostics. `messages`: sentences that the user should read.
+    """
+
+    draws: Ensemble
+    num_forward_evaluations: int
+    method: str
+    log_likelihood: Float[Array, " particles"] | None = None
+    log_evidence: float | None = None
+    why_no_evidence: str = "the guided flow alone gives no evidence; use a refinement such as TemperedSMC"
+    stats: dict[str, Any] = dataclasses.field(default_factory=dict)
+    messages: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def num_particles(self) -> int:
+        return self.draws.shape[0]
+
+    def mean(self) -> np.ndarray:
+        """Posterior mean of the latent vector, shape (dim,)."""
+        return np.asarray(self.draws).mean(axis=0)
+
+    def sd(self) -> np.ndarray:
+        """Posterior standard deviation of the latent vector, shape (dim,)."""
+        return np.asarray(self.draws).std(axis=0, ddof=1)

@@ -1,0 +1,42 @@
+"""An inverse problem in three pieces: prior over latents, forward map, likelihood of its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+
+from enkg_ppl._likelihood import Likelihood
+from enkg_ppl._prior import Prior
+from enkg_ppl._types import Output, Scalar, Vector
+
+
+def _identity(x):
+    return x
+
+
+class InverseProblem(eqx.Module):
+    """Find the latents x, ``x ~ prior``, from data ``y ~ likelihood(. | forward(x))``.
+
+    `prior`: a `Prior` over vectors of length dim.
+    `forward`: the simulator, for ONE latent vector; JAX code, or host code wrapped by `blackbox`.
+    It is never differentiated.
+    `likelihood`: a `Likelihood` of the simulator's output.
+    `constrain` / `unconstrain`: from a latent vector to what the user calls the unknowns, and back.
+    """
+
+    prior: Prior
+    forward: Callable[[Vector], Output]
+    likelihood: Likelihood
+    constrain: Callable[[Vector], Any] = _identity
+    unconstrain: Callable[[Any], Vector] = _identity
+
+    @property
+    def dim(self) -> int:
+        """Length of the latent vector."""
+        return self.prior.dim
+
+    def log_likelihood(self, x: Vector) -> Scalar:
+        """Log likelihood of one latent vector: one forward evaluation."""
+        return self.likelihood.log_prob(self.forward(x))

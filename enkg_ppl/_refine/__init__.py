@@ -1,0 +1,6 @@
+"""Refinements: from an approximate ensemble, or none, to exact posterior draws. One kernel, one file."""
+
+from enkg_ppl._refine._base import Refinement
+from enkg_ppl._refine._tempered_smc import TemperedSMC
+
+__all__ = ["Refinement", "TemperedSMC"]

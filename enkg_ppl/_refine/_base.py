@@ -1,0 +1,59 @@
+"""What a refinement must offer, and the change of variables that they all work in."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+
+import equinox as eqx
+
+from enkg_ppl._flow import Flow
+from enkg_ppl._posterior import Posterior
+from enkg_ppl._prior import GaussianPrior
+from enkg_ppl._problem import InverseProblem
+from enkg_ppl._types import Ensemble, Key, Vector
+
+Progress = Callable[[float, str], None]  # (fraction done, a few words)
+
+
+class Refinement(eqx.Module):
+    """Turns an inverse problem, and perhaps a guided ensemble, into exact posterior draws."""
+
+    @abc.abstractmethod
+    def run(
+        self,
+        key: Key,
+        problem: InverseProblem,
+        *,
+        num_particles: int,
+        guided: Ensemble | None = None,
+        chunk_size: int | None = None,
+        progress: Progress | None = None,
+    ) -> Posterior:
+        """Draw `num_particles` times from the posterior; `guided` is an ensemble near it, shape (J, dim)."""
+
+
+class _Decoded(eqx.Module):
+    """The forward map as a function of z."""
+
+    problem: InverseProblem
+
+    def __call__(self, z: Vector):
+        return self.problem.forward(decode(self.problem.prior, z))
+
+
+def decode(prior, z: Vector) -> Vector:
+    """x for one z ~ N(0, I): in closed form where the prior has one, else along the probability flow."""
+    return prior.decode(z) if prior.has_transport else Flow(prior).decode(z)
+
+
+def encode(prior, x: Vector) -> Vector:
+    """The inverse of `decode`."""
+    return prior.encode(x) if prior.has_transport else Flow(prior).encode(x)
+
+
+def standardised(problem: InverseProblem) -> InverseProblem:
+    """The same problem for z, whose prior is N(0, I)."""
+    location = problem.prior.location
+    prior = GaussianPrior(location * 0, location * 0 + 1)
+    return InverseProblem(prior, _Decoded(problem), problem.likelihood)
