@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import jax
-import jax.random as jr
-import numpy as np
+import arviz as az
 
-IS_ONE = None  # set on first use: importing ArviZ takes a second that most runs need not spend
+ONE = int(az.__version__.split(".")[0]) >= 1  # the 1.x line keeps its groups in an xarray DataTree
 
 
-def _arviz():
-    import arviz
+def from_fitted(enkg, prior, posterior_predictive, log_likelihood, options: dict[str, Any]):
+    """`arviz.from_numpyro`, with the pointwise log likelihood from the run instead of from running the model again.
 
-    global IS_ONE
-    IS_ONE = int(arviz.__version__.split(".")[0]) >= 1
-    return arviz
-
-
-def to_arviz(enkg, prior, posterior_predictive, log_likelihood: bool, kwargs: dict[str, Any]):
-    """See `EnKG.to_arviz`."""
-    from numpyro.infer import Predictive
-
-    az = _arviz()
-    shape = (enkg.num_chains, enkg.num_samples)
-    if prior is True:
-        draws = Predictive(enkg.model, num_samples=math.prod(shape))
-        prior = draws(jr.key(0), *enkg._args, **_without_data(enkg))
-    if posterior_predictive is True:
-        draws = Predictive(enkg.model, enkg.get_samples())
-        posterior_predictive = draws(jr.key(1), *enkg._args, **_without_data(enkg))
-    return az, prior, posterior_predictive, jax, np, log_likelihood, kwargs
+    `enkg`: an `EnKG` that has run. `prior`, `posterior_predictive`: dictionaries of draws, or None.
+    `log_likelihood`: a dictionary of arrays that lead with (chain, draw), or None.
+    """
+    idata = az.from_numpyro(
+        enkg, prior=prior, posterior_predictive=posterior_predictive, log_likelihood=False, **options
+    )
+    if log_likelihood is not None:
+        shared = {name: options[name] for name in ("coords", "dims") if name in options}
+        dataset = az.convert_to_dataset(log_likelihood, **shared)
+        if ONE:
+            idata["log_likelihood"] = dataset
+        else:
+            idata.add_groups({"log_likelihood": dataset})
+    return idata

@@ -29,6 +29,9 @@ from enkg_ppl._refine import Refinement, TemperedSMC
 from enkg_ppl._schedule import Schedule
 
 
+SEED_PRIOR, SEED_PREDICTIVE = 0, 1  # of what `to_arviz` draws on request
+
+
 class EnKG(MCMC):
     """Ensemble Kalman Diffusion Guidance for NumPyro models; the simulator is only ever evaluated.
 
@@ -188,16 +191,30 @@ class EnKG(MCMC):
         """What was done, what it cost, and the signs that the posterior should not be trusted."""
         return self._done.diagnostics
 
-    def to_arviz(self, *, prior=None, posterior_predictive=None, log_likelihood: bool = False, **kwargs: Any):
+    def to_arviz(
+        self,
+        *,
+        prior: bool | dict[str, jax.Array] = False,
+        posterior_predictive: bool | dict[str, jax.Array] = False,
+        log_likelihood: bool = False,
+        **options: Any,
+    ):
         """The results as ArviZ reads them: `InferenceData` (0.x) or `DataTree` (1.x); dimensions chain and draw.
 
-        `prior`, `posterior_predictive`: True to draw them (one forward evaluation a draw), or dictionaries as
-        `numpyro.infer.Predictive` returns them. `log_likelihood`: True to add the pointwise one. Other arguments
-        (coords, dims, ...) go to `arviz.from_numpyro`.
+        Always the groups posterior, sample_stats and observed_data. On request: `prior` (with prior_predictive; True
+        costs one forward evaluation a draw, not counted in `num_forward_evaluations`), `posterior_predictive` and
+        `log_likelihood` (from what the run kept: no evaluation). The first two may also be dictionaries as
+        `numpyro.infer.Predictive` returns them. `options` (coords, dims, ...) go to `arviz.from_numpyro`.
         """
-        from enkg_ppl._arviz import to_arviz
+        from enkg_ppl._arviz import from_fitted  # importing ArviZ takes seconds
 
-        return to_arviz(self, prior, posterior_predictive, log_likelihood, kwargs)
+        result = self._done
+        if prior is True:
+            prior = _predict(self, jr.key(SEED_PRIOR))
+        if posterior_predictive is True:
+            posterior_predictive = _sample_observed(jr.key(SEED_PREDICTIVE), result.observations)
+        pointwise = jax.device_get(result.log_likelihood) if log_likelihood else None
+        return from_fitted(self, prior or None, posterior_predictive or None, pointwise, options)
 
     @property
     def num_forward_evaluations(self) -> int:
@@ -233,11 +250,31 @@ class EnKG(MCMC):
     def transfer_states_to_host(self) -> None:
         """Move the draws to host memory."""
         result = self._done
-        for name in ("samples", "extra_fields", "log_likelihood"):
+        for name in ("samples", "extra_fields", "observations", "log_likelihood"):
             setattr(result, name, jax.device_get(getattr(result, name)))
 
     def __getstate__(self):
         return self.__dict__.copy()
+
+
+def _sample_observed(key: jax.Array, observations: dict[str, Observation]) -> dict[str, jax.Array]:
+    """Replicated data of every observed site from its distribution at each (ensemble, particle)."""
+    shape = jax.tree.leaves(observations)[0].shape[:2]
+    keys = jr.split(key, shape)
+    return {
+        name: jax.vmap(jax.vmap(lambda k, o: o.fn.sample(k)))(jax.vmap(jax.vmap(lambda k, i=i: jr.fold_in(k, i)))(keys), observation)
+        for i, (name, observation) in enumerate(observations.items())
+    }
+
+
+def _predict(enkg: EnKG, key: jax.Array) -> dict[str, jax.Array]:
+    """Prior draws of every site, and data simulated from them; leads with (ensemble, particle)."""
+    key_z, key_data = jr.split(key)
+    model = NumPyroModel(enkg.model, enkg._args, enkg._kwargs)
+    z = jr.normal(key_z, (enkg.num_ensembles, enkg.num_particles, model.dim))
+    with raise_host_failure():
+        values, observations = jax.block_until_ready(eqx.filter_jit(jax.vmap(jax.vmap(model.replay)))(z))
+    return values | _sample_observed(key_data, observations)
 
 
 class _Result(SimpleNamespace):
@@ -245,6 +282,7 @@ class _Result(SimpleNamespace):
 
     samples: dict[str, jax.Array]
     extra_fields: dict[str, jax.Array]
+    observations: dict[str, Observation]
     log_likelihood: dict[str, jax.Array]
     latent_names: list[str]
     num_forward_evaluations: int
@@ -261,7 +299,7 @@ def _collect(model: NumPyroModel, posteriors: list[Posterior], chunk_size, extra
         values, observations = model.replay(z)
         response = likelihood.response(observations) if model.guided else None
         pointwise = {name: observation.log_prob() for name, observation in observations.items()}
-        return values, pointwise, likelihood.log_prob(observations), response
+        return values, observations, pointwise, likelihood.log_prob(observations), response
 
     run_all = eqx.filter_jit(lambda z: jax.vmap(final)(z) if chunk_size is None else jax.lax.map(final, z, batch_size=chunk_size))
     parts = []
@@ -269,7 +307,7 @@ def _collect(model: NumPyroModel, posteriors: list[Posterior], chunk_size, extra
         with raise_host_failure():
             parts.append(jax.block_until_ready(run_all(posterior.draws)))
         posterior.num_forward_evaluations += posterior.num_particles
-    samples, pointwise, log_likelihood, response = jax.tree.map(lambda *a: jnp.stack(a), *parts)
+    samples, observations, pointwise, log_likelihood, response = jax.tree.map(lambda *a: jnp.stack(a), *parts)
     z = jnp.stack([p.draws for p in posteriors])
     potential = 0.5 * jnp.sum(z**2 + jnp.log(2 * jnp.pi), axis=-1) - log_likelihood
     fields = {"potential_energy": potential}
@@ -287,6 +325,7 @@ def _collect(model: NumPyroModel, posteriors: list[Posterior], chunk_size, extra
     return _Result(
         samples=samples,
         extra_fields=fields,
+        observations=observations,
         log_likelihood=pointwise,
         latent_names=[site.name for site in model.sites],
         num_forward_evaluations=sum(p.num_forward_evaluations for p in posteriors),

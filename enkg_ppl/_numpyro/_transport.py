@@ -81,7 +81,9 @@ def _reason(fn) -> str:
 
 
 def _folds(fn) -> bool:
-    return isinstance(fn, dist.TransformedDistribution) and any(isinstance(t, AbsTransform) for t in fn.transforms)
+    return isinstance(fn, dist.TransformedDistribution) and any(
+        isinstance(t, AbsTransform) for t in fn.transforms
+    )
 
 
 def _is_discrete(fn) -> bool:
@@ -91,9 +93,9 @@ def _is_discrete(fn) -> bool:
         return False
 
 
-# --------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Elementwise families: one line each at the end of this section
-# --------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 
 
 def _above(bound: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -212,7 +214,10 @@ def _kumaraswamy_score(x, a, b):
 
 
 _elementwise(
-    dist.Normal, "loc scale", lambda z, loc, scale: _finite(loc + scale * z), lambda x, loc, scale: (x - loc) / scale
+    dist.Normal,
+    "loc scale",
+    lambda z, loc, scale: _finite(loc + scale * z),
+    lambda x, loc, scale: (x - loc) / scale,
 )
 _elementwise(
     dist.LogNormal,
@@ -246,7 +251,8 @@ _elementwise(
     lambda z, low, high: _inside(jnp.exp(_uniform(z, jnp.log(low), jnp.log(high))), low, high),
     # log(x / low) rather than a difference of logs: it keeps the distance from either bound
     lambda x, low, high: q.normal_score(
-        jnp.log(_log_ratio(x, low) / _log_ratio(high, low)), jnp.log(_log_ratio(high, x) / _log_ratio(high, low))
+        jnp.log(_log_ratio(x, low) / _log_ratio(high, low)),
+        jnp.log(_log_ratio(high, x) / _log_ratio(high, low)),
     ),
 )
 _elementwise(
@@ -319,9 +325,9 @@ def _log_ratio(x, y):
     return jnp.where(close, jnp.log1p(jnp.where(close, (x - y) / y, 0.0)), jnp.log(ratio))
 
 
-# --------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Truncation of a symmetric location-scale family
-# --------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 
 _BASES: dict[type, Callable] = {
     dist.Normal: lambda base, shape, dtype: q.normal(),
@@ -374,9 +380,9 @@ for _cls in (
     to_standard.register(_cls, _to_standard_truncated)
 
 
-# --------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Multivariate normals
-# --------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 
 
 @from_standard.register
@@ -426,9 +432,9 @@ def _low_rank_root(factor, x, weight):
     return x + jnp.einsum("...kj,...j->...k", basis, weight(s) * jnp.einsum("...kj,...k->...j", basis, x))
 
 
-# --------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Wrappers
-# --------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 
 
 @standard_shape.register
