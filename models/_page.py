@@ -21,7 +21,8 @@ from jaxtyping import ArrayLike, Float
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, MultipleLocator
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from validation.compare import MomentsRow
@@ -30,7 +31,14 @@ from validation.compare import MomentsRow
 METHOD, REFERENCE = "#0072b2", "#d55e00"
 INK, MUTED, GRID, PAPER = "#1f2328", "#68707a", "#e3e6ea", "#fdfdfe"
 # Inks that the page sets, so that pictures follow its light or dark scheme.
-PAGE_INKS = {METHOD: "--method", REFERENCE: "--reference", INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--card"}
+PAGE_INKS = {
+    METHOD: "--method",
+    REFERENCE: "--reference",
+    INK: "--ink",
+    MUTED: "--muted",
+    GRID: "--grid",
+    PAPER: "--card",
+}
 
 OUTER, INNER = 0.9, 0.5
 DASHES = (0, (4.5, 2.0))
@@ -122,41 +130,59 @@ def style() -> Iterator[None]:
         yield
 
 
-def fit_panel(axes: Axes, panel: Panel, names: tuple[str, str], legend: bool = True) -> None:
-    """Draw predictive bands (50 and 90 %) of both methods and the data."""
+def fit_panel(axes: Axes, panel: Panel, names: tuple[str, str]) -> None:
+    """Draw predictive bands (50 and 90 %) of both methods and the data; `names` go into the legend."""
     levels = [(1 - OUTER) / 2, (1 - INNER) / 2, 0.5, (1 + INNER) / 2, (1 + OUTER) / 2]
     low, lower, middle, upper, high = np.quantile(panel.method, levels, axis=0)
-    axes.fill_between(panel.grid, low, high, color=METHOD, alpha=0.16, linewidth=0, label=f"{names[0]}, 90 %")
-    axes.fill_between(panel.grid, lower, upper, color=METHOD, alpha=0.30, linewidth=0, label="50 %")
-    axes.plot(panel.grid, middle, color=METHOD, linewidth=1.6, label="median")
+    axes.fill_between(panel.grid, low, high, color=METHOD, alpha=0.16, linewidth=0, label=f"{names[0]} 90 %")
+    axes.fill_between(
+        panel.grid, lower, upper, color=METHOD, alpha=0.30, linewidth=0, label=f"{names[0]} 50 %"
+    )
+    axes.plot(panel.grid, middle, color=METHOD, linewidth=1.6, label=f"{names[0]} median")
 
     edges = np.quantile(panel.reference, [levels[0], levels[1], levels[3], levels[4]], axis=0)
     for edge, width in zip(edges, (1.2, 0.8, 0.8, 1.2), strict=True):
         (line,) = axes.plot(panel.grid, edge, color=REFERENCE, linewidth=width, linestyle=DASHES)
-    line.set_label(f"{names[1]}, 90 and 50 %")
+    line.set_label(f"{names[1]} 50 and 90 %")
     axes.plot(
-        panel.x, panel.y, "o", color=INK, markersize=4.6, markeredgecolor=PAPER, markeredgewidth=0.8, label="data"
+        panel.x,
+        panel.y,
+        "o",
+        color=INK,
+        markersize=4.6,
+        markeredgecolor=PAPER,
+        markeredgewidth=0.8,
+        label="data",
     )
     axes.set_title(panel.title, pad=10)
     axes.set_ylabel(panel.unit)
-    axes.set_xlim(panel.grid[0], panel.grid[-1])
+    margin = 0.02 * (panel.grid[-1] - panel.grid[0])
+    axes.set_xlim(panel.grid[0] - margin, panel.grid[-1] + margin)
     axes.set_ylim(0, 1.06 * max(high.max(), edges.max(), panel.y.max()))
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MultipleLocator(5))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.grid(axis="y")
     axes.tick_params(length=0, pad=6)
     axes.spines["left"].set_visible(False)
-    if legend:
-        axes.legend(loc="upper right", handlelength=1.8, borderaxespad=0.0)
 
 
-def fit_figure(panels: Sequence[Panel], names: tuple[str, str], size: tuple[float, float] = (8.0, 3.5)) -> Figure:
-    """All panels side by side, the legend in the first; `size` in inches."""
+def fit_figure(
+    panels: Sequence[Panel],
+    names: tuple[str, str],
+    size: tuple[float, float] = (8.0, 3.5),
+    *,
+    legend: bool = True,
+) -> Figure:
+    """All panels side by side under one legend; `size` in inches."""
     with style():
         figure = Figure(figsize=size, layout="constrained")
         figure.get_layout_engine().set(w_pad=0.14, h_pad=0.12, wspace=0.02)
-        for index, (axes, panel) in enumerate(zip(np.ravel(figure.subplots(1, len(panels))), panels, strict=True)):
-            fit_panel(axes, panel, names, legend=index == 0)
+        all_axes = np.ravel(figure.subplots(1, len(panels)))
+        for axes, panel in zip(all_axes, panels, strict=True):
+            fit_panel(axes, panel, names)
+        if legend:
+            handles, labels = all_axes[0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), columnspacing=1.8)
     return figure
 
 
@@ -174,13 +200,15 @@ def pair_figure(scalars: Sequence[Scalar], names: tuple[str, str], size: float =
                 axes.remove()
                 continue
             axes.set_xlim(limits[column])
-            axes.xaxis.set_major_locator(MaxNLocator(2, prune="both", min_n_ticks=2))
-            axes.tick_params(length=2.5, width=0.6, labelbottom=row == count - 1, labelleft=column == 0 and row > 0)
+            axes.set_xticks(_inner_ticks(limits[column]))
+            axes.tick_params(
+                length=2.5, width=0.6, labelbottom=row == count - 1, labelleft=column == 0 and row > 0
+            )
             if row == column:
                 _marginal(axes, scalars[row], limits[row])
             else:
                 axes.set_ylim(limits[row])
-                axes.yaxis.set_major_locator(MaxNLocator(2, prune="both", min_n_ticks=2))
+                axes.set_yticks(_inner_ticks(limits[row]))
                 _regions(axes, scalars[column], scalars[row], limits[column], limits[row])
             if row == count - 1:
                 axes.set_xlabel(_axis_label(scalars[column]), color=INK)
@@ -202,6 +230,17 @@ def _limits(scalar: Scalar) -> tuple[float, float]:
     return low - 0.06 * (high - low), high + 0.06 * (high - low)
 
 
+def _inner_ticks(limits: tuple[float, float]) -> list[float]:
+    """Two or three round numbers, away from the corners where neighbouring panels' labels would collide."""
+    low, high = limits
+    edge = 0.14 * (high - low)
+    for bins in (2, 3, 4, 6):
+        ticks = [tick for tick in MaxNLocator(bins).tick_values(low, high) if low + edge < tick < high - edge]
+        if len(ticks) >= 2:
+            return ticks
+    return ticks
+
+
 def _marginal(axes: Axes, scalar: Scalar, limits: tuple[float, float]) -> None:
     for draws, is_method in ((scalar.method, True), (scalar.reference, False)):
         mass, edges = np.histogram(draws, bins=120, range=limits, density=True)
@@ -216,7 +255,9 @@ def _marginal(axes: Axes, scalar: Scalar, limits: tuple[float, float]) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def _regions(axes: Axes, x: Scalar, y: Scalar, x_limits: tuple[float, float], y_limits: tuple[float, float]) -> None:
+def _regions(
+    axes: Axes, x: Scalar, y: Scalar, x_limits: tuple[float, float], y_limits: tuple[float, float]
+) -> None:
     for draws, is_method in (((x.method, y.method), True), ((x.reference, y.reference), False)):
         mass, x_edges, y_edges = np.histogram2d(*draws, bins=64, range=(x_limits, y_limits))
         density = gaussian_filter(mass, 3.2, mode="constant").T
@@ -226,9 +267,13 @@ def _regions(axes: Axes, x: Scalar, y: Scalar, x_limits: tuple[float, float], y_
             continue
         if is_method:
             for level, alpha in zip(levels, (0.22, 0.34), strict=True):
-                axes.contourf(*centres, density, levels=[level, density.max() * 1.01], colors=[METHOD], alpha=alpha)
+                axes.contourf(
+                    *centres, density, levels=[level, density.max() * 1.01], colors=[METHOD], alpha=alpha
+                )
         else:
-            axes.contour(*centres, density, levels=levels, colors=[REFERENCE], linewidths=1.1, linestyles=[DASHES])
+            axes.contour(
+                *centres, density, levels=levels, colors=[REFERENCE], linewidths=1.1, linestyles=[DASHES]
+            )
 
 
 def highest_density_levels(
@@ -256,17 +301,26 @@ def _pair_legend(figure: Figure, names: tuple[str, str]) -> None:
     )
 
 
-def interval_figure(scalars: Sequence[Scalar], names: tuple[str, str], size: tuple[float, float] = (7.6, 3.4)) -> Figure:
+def interval_figure(
+    scalars: Sequence[Scalar], names: tuple[str, str], size: tuple[float, float] = (7.6, 3.4)
+) -> Figure:
     """Marginals in the reference's own units: 50 and 90 % intervals, centred and scaled by its mean and sd."""
     with style():
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         for row, scalar in enumerate(scalars):
             mean, sd = scalar.reference.mean(), scalar.reference.std()
-            for draws, colour, offset in ((scalar.method, METHOD, -0.15), (scalar.reference, REFERENCE, 0.15)):
-                low, lower, middle, upper, high = np.quantile((draws - mean) / sd, [0.05, 0.25, 0.5, 0.75, 0.95])
+            for draws, colour, offset in (
+                (scalar.method, METHOD, -0.15),
+                (scalar.reference, REFERENCE, 0.15),
+            ):
+                low, lower, middle, upper, high = np.quantile(
+                    (draws - mean) / sd, [0.05, 0.25, 0.5, 0.75, 0.95]
+                )
                 axes.plot([low, high], [row + offset] * 2, color=colour, linewidth=1.4, solid_capstyle="butt")
-                axes.plot([lower, upper], [row + offset] * 2, color=colour, linewidth=4.2, solid_capstyle="butt")
+                axes.plot(
+                    [lower, upper], [row + offset] * 2, color=colour, linewidth=4.2, solid_capstyle="butt"
+                )
                 axes.plot(middle, row + offset, "o", color=PAPER, markersize=4.4, markeredgecolor=colour)
         axes.set_yticks(range(len(scalars)), [scalar.label for scalar in scalars], color=INK, fontsize=11)
         axes.set_ylim(len(scalars) - 0.45, -0.55)
@@ -283,7 +337,10 @@ def save_png(figure: Figure, path: str | Path, width: int = 1600) -> Path:
     """Write a figure `width` pixels wide, in few colours, so that a README loads quickly."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=width / figure.get_figwidth(), pil_kwargs={"optimize": True})
+    buffer = io.BytesIO()
+    with style():
+        figure.savefig(buffer, format="png", dpi=width / figure.get_figwidth())
+    Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
     return path
 
 
@@ -313,17 +370,30 @@ def _page_font(match: re.Match[str]) -> str:
 
 
 def figure_block(pictures: Iterable[str], caption: str, *, wide: bool = False) -> str:
-    """Pictures side by side where there is room, below one another where not; `wide` scrolls on a phone instead."""
+    """Pictures side by side where there is room, below one another where not; `wide` scrolls on a phone instead.
+
+    `caption` is HTML.
+    """
     cells = "".join(f'<div class="picture">{picture}</div>' for picture in pictures)
     kind = "wide" if wide else "row"
-    return f'<figure><div class="{kind}">{cells}</div><figcaption>{html.escape(caption)}</figcaption></figure>'
+    return f'<figure><div class="{kind}">{cells}</div><figcaption>{caption}</figcaption></figure>'
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """An HTML table: first column text, the others numbers."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def legend_html(names: tuple[str, str]) -> str:
+    """What filled blue and dashed orange mean, as HTML for a caption."""
+    return (
+        f'<span class="swatch"></span> {html.escape(names[0])} &emsp; '
+        f'<span class="swatch reference"></span> {html.escape(names[1])}'
+    )
 
 
 def moments_block(rows: Iterable[MomentsRow], names: tuple[str, str]) -> str:
@@ -334,16 +404,21 @@ def moments_block(rows: Iterable[MomentsRow], names: tuple[str, str]) -> str:
         (
             (
                 row.name,
-                f"{row.mean:.3g}",
-                f"{row.sd:.2g}",
-                f"{row.reference_mean:.3g}",
-                f"{row.reference_sd:.2g}",
+                _digits(row.mean, 3),
+                _digits(row.sd, 2),
+                _digits(row.reference_mean, 3),
+                _digits(row.reference_sd, 2),
                 f"{row.shift:+.2f}".replace("-", "\N{MINUS SIGN}"),
                 f"{row.sd_ratio:.2f}",
             )
             for row in rows
         ),
     )
+
+
+def _digits(number: float, significant: int) -> str:
+    """So many significant digits, zeros kept: columns of numbers line up."""
+    return f"{number:#.{significant}g}".rstrip(".").replace("-", "\N{MINUS SIGN}")
 
 
 def facts_block(facts: Mapping[str, str]) -> str:
@@ -358,7 +433,9 @@ def facts_block(facts: Mapping[str, str]) -> str:
 def diagnostics_block(diagnostics: Any) -> str:
     """Whatever diagnostics there are: named values as a table, anything else as the text it prints."""
     if dataclasses.is_dataclass(diagnostics) and not isinstance(diagnostics, type):
-        diagnostics = {field.name: getattr(diagnostics, field.name) for field in dataclasses.fields(diagnostics)}
+        diagnostics = {
+            field.name: getattr(diagnostics, field.name) for field in dataclasses.fields(diagnostics)
+        }
     elif hasattr(diagnostics, "_asdict"):
         diagnostics = diagnostics._asdict()
     if not isinstance(diagnostics, Mapping):
@@ -440,7 +517,7 @@ code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; fo
 .formula { display: block; margin: .8rem 0; padding: .8rem 1.1rem; border-left: 3px solid var(--method);
   background: var(--card); font-family: "STIX Two Text", Cambria, Georgia, serif; font-size: 1.1rem; line-height: 1.8;
   overflow-x: auto; }
-.swatch { display: inline-block; width: 1.1em; height: .65em; border-radius: 2px; background: var(--method); }
+.swatch { display: inline-block; width: 1.6em; height: .65em; border-radius: 2px; background: var(--method); }
 .swatch.reference { background: none; border-top: 2px dashed var(--reference); height: 0; vertical-align: .25em; }
 @media (max-width: 40rem) { figure { padding: .6rem; } th, td { padding: .45rem .6rem; } }
 """

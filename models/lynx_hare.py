@@ -127,7 +127,9 @@ def simulate(
 
 
 def simulate_one(
-    theta: Float[ArrayLike, "4"], z_init: Float[ArrayLike, "2"], times: Float[ArrayLike, " times"] | None = None
+    theta: Float[ArrayLike, "4"],
+    z_init: Float[ArrayLike, "2"],
+    times: Float[ArrayLike, " times"] | None = None,
 ) -> Float[np.ndarray, "times 2"]:
     """`simulate` for a single particle; arguments and units as there."""
     return simulate(np.asarray(theta)[None], np.asarray(z_init)[None], times)[0]
@@ -143,7 +145,9 @@ def peak_rate(
     """
     (alpha, gamma), log_rates = _scaled(theta, z_init)
     prey, predator = np.exp(log_rates)
-    energy = (prey - gamma - gamma * np.log(prey / gamma)) + (predator - alpha - alpha * np.log(predator / alpha))
+    energy = (prey - gamma - gamma * np.log(prey / gamma)) + (
+        predator - alpha - alpha * np.log(predator / alpha)
+    )
     return energy + alpha + gamma
 
 
@@ -244,7 +248,9 @@ def solve_twin(
 Solver = Callable[..., Float[Array, "times 2"]]
 
 
-def _lynx_hare(solve: Solver, years: Float[ArrayLike, " years"], y: Float[ArrayLike, "years 2"] | None) -> None:
+def _lynx_hare(
+    solve: Solver, years: Float[ArrayLike, " years"], y: Float[ArrayLike, "years 2"] | None
+) -> None:
     def positive(mean: float, sd: float) -> dist.Distribution:
         return dist.TruncatedNormal(mean, sd, low=0.0)
 
@@ -290,11 +296,16 @@ def predictive_draws(
     samples: Draws,
     years: Float[np.ndarray, " times"],
 ) -> Float[np.ndarray, "draws times 2"]:
-    """Replicated pelts (thousands) at `years`, all after 1900, for every posterior draw."""
+    """Pelts (thousands) replicated from every posterior draw at `years`, from 1900 on and increasing.
+
+    The noise of a draw is the same in every year: right year by year, for smooth bands; not jointly.
+    """
     theta = np.stack([samples[name] for name in ("alpha", "beta", "gamma", "delta")], axis=-1)
-    population = simulate(theta, samples["z_init"], years - YEARS[0])
-    spread = np.asarray(samples["sigma"])[:, None, :]
-    return population * np.exp(spread * rng.standard_normal(population.shape))
+    # The black box starts after time 0, where the populations are z_init.
+    later = simulate(theta, samples["z_init"], years[years > YEARS[0]] - YEARS[0])
+    first = np.repeat(np.asarray(samples["z_init"])[:, None, :], len(years) - later.shape[1], axis=1)
+    noise = rng.standard_normal((len(theta), 1, 2))
+    return np.concatenate([first, later], axis=1) * np.exp(np.asarray(samples["sigma"])[:, None, :] * noise)
 
 
 # Demo
@@ -302,7 +313,13 @@ def predictive_draws(
 NAMES = ("EnKG", "NUTS")
 # NUTS: with the full mass matrix a few leapfrog steps a draw are enough. One prior draw in 200 beats a poor local mode
 # (everything explained as noise, 40 nats below), hence the many starts.
-NUTS_SETTINGS = {"num_warmup": 400, "num_samples": 500, "num_chains": 4, "num_starts": 1000, "dense_mass_matrix": True}
+NUTS_SETTINGS = {
+    "num_warmup": 400,
+    "num_samples": 500,
+    "num_chains": 4,
+    "num_starts": 1000,
+    "dense_mass_matrix": True,
+}
 LABELS = (
     ("alpha", r"$\alpha$", "1/yr"),
     ("beta", r"$\beta$", "1/yr/thousand"),
@@ -321,7 +338,7 @@ ln <i>y<sub>k</sub></i>(<i>t</i>) ~ N(ln <i>z<sub>k</sub></i>(<i>t</i>), &sigma;
 with priors &alpha;, &gamma; ~ N<sup>+</sup>(1, 0.5), &beta;, &delta; ~ N<sup>+</sup>(0.05, 0.05),
 &sigma;<i><sub>k</sub></i> ~ LogNormal(&minus;1, 1) and <i>z</i>(0) ~ LogNormal(ln 10, 1). This is what a user writes; the
 solver is SciPy's and has no gradient:"""
-MODEL_CODE = '''\
+MODEL_CODE = """\
 simulate = blackbox(lotka_volterra, shape=(20, 2), vectorized=True)     # any host code: here SciPy's solve_ivp
 
 def model(y=None):
@@ -338,18 +355,18 @@ def model(y=None):
 enkg = EnKG(model, num_particles=1024)
 enkg.run(jax.random.key(0), y=pelts)
 enkg.print_summary()
-'''
+"""
 
 
 def fit_panels(samples: Draws, reference: Draws, seed: int = 0) -> list[_page.Panel]:
-    """Predictive bands of two posteriors, hares then lynxes, four times a year.
+    """Predictive bands of two posteriors, hares then lynxes, eight times a year.
 
     Args:
         samples: draws of the method, `(draws, *site shape)` a site.
         reference: draws of the reference, laid out alike.
         seed: of the replicated observation noise.
     """
-    grid = np.linspace(YEARS[0], YEARS[-1], 81)[1:]
+    grid = np.linspace(YEARS[0], YEARS[-1], 161)
     bands = [predictive_draws(np.random.default_rng(seed), draws, grid) for draws in (samples, reference)]
     return [
         _page.Panel(title, "pelts (thousands)", YEARS, PELTS[:, k], grid, bands[0][..., k], bands[1][..., k])
@@ -357,7 +374,9 @@ def fit_panels(samples: Draws, reference: Draws, seed: int = 0) -> list[_page.Pa
     ]
 
 
-def build_page(samples: Draws, reference: Draws, diagnostics: Any, facts: dict[str, str], command: str) -> str:
+def build_page(
+    samples: Draws, reference: Draws, diagnostics: Any, facts: dict[str, str], command: str
+) -> str:
     """The report as one HTML page.
 
     Args:
@@ -381,7 +400,10 @@ def build_page(samples: Draws, reference: Draws, diagnostics: Any, facts: dict[s
     )
     panels = fit_panels(samples, reference)
     fits = [
-        _page.svg(_page.fit_figure([panel], NAMES, (5.2, 3.5)), f"Predictive bands and data: {panel.title}")
+        _page.svg(
+            _page.fit_figure([panel], NAMES, (5.2, 3.5), legend=False),
+            f"Predictive bands and data: {panel.title}",
+        )
         for panel in panels
     ]
     pair = _page.svg(_page.pair_figure(parameters, NAMES), "Joint posterior of all pairs of parameters")
@@ -393,23 +415,29 @@ def build_page(samples: Draws, reference: Draws, diagnostics: Any, facts: dict[s
             "counts replicated from the posterior, noise included; about two of the 21 points should lie outside the "
             "wider one.",
             _page.figure_block(
-                fits, "Filled: EnKG on the black box. Dashed: NUTS with gradients. Points: pelts as recorded."
+                fits, f"{_page.legend_html(NAMES)} &emsp; points: pelts as recorded, in thousands."
             ),
         ),
         _page.Section(
             "Parameters",
             "Rates are correlated: hares that breed faster need lynxes that eat more. A method that only got the "
             "marginals right would fail off the diagonal.",
-            _page.figure_block([pair], "Regions of highest density holding 50 and 90 % of the draws.", wide=True),
+            _page.figure_block(
+                [pair], "Regions of highest density holding 50 and 90 % of the draws.", wide=True
+            ),
         ),
         _page.Section(
             "Agreement in numbers",
             "Each parameter on the reference&rsquo;s own scale; thick 50 %, thin 90 %. A difference of 0.1 is what a "
             "hundred independent draws resolve.",
-            _page.figure_block([intervals], "Both posteriors, centred and scaled by mean and sd of NUTS.", wide=True)
+            _page.figure_block(
+                [intervals], "Both posteriors, centred and scaled by mean and sd of NUTS.", wide=True
+            )
             + _page.moments_block(rows, NAMES),
         ),
-        _page.Section("What EnKG says of itself", "Known without any reference.", _page.diagnostics_block(diagnostics)),
+        _page.Section(
+            "What EnKG says of itself", "Known without any reference.", _page.diagnostics_block(diagnostics)
+        ),
         _page.Section("Model", MODEL_TEXT, _page.code_block(MODEL_CODE)),
         _page.Section("Make this page", "From a checkout, with every seed fixed:", _page.code_block(command)),
     ]
@@ -426,7 +454,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m models.lynx_hare", description=main.__doc__)
     parser.add_argument("--num-particles", type=int, default=1024, help="ensemble size (default 1024)")
     parser.add_argument("--seed", type=int, default=0, help="seed of both methods (default 0)")
-    parser.add_argument("--report", type=Path, default=Path("report/lynx_hare.html"), help="where the page goes")
+    parser.add_argument(
+        "--report", type=Path, default=Path("report/lynx_hare.html"), help="where the page goes"
+    )
     parser.add_argument("--picture", type=Path, help="also write the fit as PNG to this path")
     options = parser.parse_args(argv)
     jax.config.update("jax_enable_x64", True)
@@ -461,7 +491,9 @@ def main(argv: list[str] | None = None) -> None:
     }
     command = f"python -m models.lynx_hare --num-particles {options.num_particles} --seed {options.seed}"
     options.report.parent.mkdir(parents=True, exist_ok=True)
-    options.report.write_text(build_page(samples, reference.flat(), enkg.diagnostics(), facts, command), "utf-8")
+    options.report.write_text(
+        build_page(samples, reference.flat(), enkg.diagnostics(), facts, command), "utf-8"
+    )
     if options.picture is not None:
         save_picture(samples, reference.flat(), options.picture)
     print(options.report)

@@ -9,6 +9,7 @@ import pytest
 
 from enkg_ppl import GaussianLikelihood, InverseProblem, Karras, MixturePrior, PublishedCorrection, guide
 from enkg_ppl._correction import Level
+from enkg_ppl._forward import ensemble_response
 
 RUNS = ["linear_small_scale", "linear_two_updates", "nonlinear_small_scale", "nonlinear_decaying_scale"]
 
@@ -59,7 +60,7 @@ def test_recorded_updates(record):
     def level_updates(x, index, sigma):
         level = Level(index, schedule.num_steps, sigma, sigma)
         for _ in range(correction.num_updates):
-            x = correction.update(x, level, problem, jax.vmap(problem.forward))
+            x = correction.update(x, level, problem, lambda x: ensemble_response(problem, x))
         return x
 
     for before, after, sigma, num_ode_steps, scale in zip(
@@ -96,7 +97,7 @@ def test_noise_level_cancels():
         problem = InverseProblem(
             MixturePrior([1.0], jnp.zeros((1, 3)), [1.0]), lambda x: x**2, GaussianLikelihood(jnp.ones(3), noise)
         )
-        return PublishedCorrection().update(x, level, problem, jax.vmap(problem.forward))
+        return PublishedCorrection().update(x, level, problem, lambda x: ensemble_response(problem, x))
 
     np.testing.assert_allclose(update(0.1), update(10.0), rtol=1e-9)
     assert np.abs(update(0.1) - x).max() > 0.1

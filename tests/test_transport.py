@@ -1,6 +1,6 @@
 """Site transports: every entry of the registry against scipy's tails, and the contracts all of them share."""
 
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,11 +15,15 @@ from numpyro.distributions import transforms
 
 from enkg_ppl._numpyro._transport import UnsupportedPriorError, from_standard, standard_shape, to_standard
 
+# Compilation is nearly all of the time here; unoptimised it takes half as long.
+quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 GAUSS_NODES, GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 
 class Truncated:
-    """Tails of a truncated distribution from those of the whole; by quadrature where the difference cancels."""
+    """Tails of a truncated distribution from those of the whole; by quadrature where the difference
+    cancels.
+    """
 
     def __init__(self, base, low, high):
         self.base, self.low, self.high = base, low, high
@@ -47,6 +51,23 @@ class Truncated:
         return self.base.logpdf(x) - self.total
 
 
+class LogUniform:
+    """Tails near a bound, where scipy's own difference of logs cancels."""
+
+    def __init__(self, low, high):
+        self.low, self.high = low, high
+        self.width = np.log(high / low)
+
+    def logcdf(self, x):
+        return np.log(np.log1p((x - self.low) / self.low) / self.width)
+
+    def logsf(self, x):
+        return np.log(np.log1p((self.high - x) / x) / self.width)
+
+    def logpdf(self, x):
+        return -np.log(x * self.width)
+
+
 class Kumaraswamy:
     def __init__(self, a, b):
         self.a, self.b = a, b
@@ -64,7 +85,8 @@ class Kumaraswamy:
 class Case(NamedTuple):
     """A batch of distributions and one oracle for each element.
 
-    Tolerances are of the log of the smaller tail probability, relative to one plus its size; float64, float32.
+    Tolerances are of the log of the smaller tail probability, relative to one plus its size; float64,
+    float32.
     """
 
     fn: Any
@@ -81,9 +103,7 @@ CASES = {
     "Normal": Case(dist.Normal(batch(0.0, -3.0), batch(1.0, 0.1)), [st.norm(), st.norm(-3, 0.1)]),
     "LogNormal": Case(dist.LogNormal(batch(0.0, 1.0), 0.5), [st.lognorm(0.5), st.lognorm(0.5, scale=np.e)]),
     "Uniform": Case(dist.Uniform(batch(0.0, -2.0), batch(1.0, 3.0)), [st.uniform(), st.uniform(-2, 5)]),
-    "LogUniform": Case(
-        dist.LogUniform(batch(0.1, 1.0), 10.0), [st.loguniform(0.1, 10), st.loguniform(1, 10)], (1e-11, 5e-4)
-    ),
+    "LogUniform": Case(dist.LogUniform(batch(0.125, 1.0), 8.0), [LogUniform(0.125, 8), LogUniform(1, 8)]),
     "Exponential": Case(dist.Exponential(batch(1.0, 20.0)), [st.expon(), st.expon(scale=0.05)]),
     "HalfNormal": Case(dist.HalfNormal(batch(1.0, 5.0)), [st.halfnorm(), st.halfnorm(scale=5)]),
     "HalfCauchy": Case(dist.HalfCauchy(batch(1.0, 5.0)), [st.halfcauchy(), st.halfcauchy(scale=5)]),
@@ -113,13 +133,11 @@ CASES = {
     "InverseGamma": Case(
         dist.InverseGamma(batch(0.5, 3.0), 2.0), [st.invgamma(0.5, scale=2), st.invgamma(3, scale=2)]
     ),
-    "Chi2": Case(dist.Chi2(batch(1.0, 4.0)), [st.chi2(1), st.chi2(4)]),
     "Beta": Case(
         dist.Beta(batch(0.05, 0.5, 2.0, 1.0, 30.0, 500.0), batch(3.0, 0.5, 5.0, 0.1, 60.0, 7.0)),
         [st.beta(*p) for p in ((0.05, 3), (0.5, 0.5), (2, 5), (1, 0.1), (30, 60), (500, 7))],
         (2e-13, 2e-5),
     ),
-    "BetaProportion": Case(dist.BetaProportion(batch(0.2, 0.5), 10.0), [st.beta(2, 8), st.beta(5, 5)]),
     "StudentT": Case(
         dist.StudentT(batch(0.5, 1.0, 4.0, 30.0, 1e5), 0.0, 2.0),
         [st.t(df, scale=2) for df in (0.5, 1.0, 4.0, 30.0, 1e5)],
@@ -142,10 +160,9 @@ CASES = {
         [Truncated(st.norm(-4, 0.5), 0, INF), Truncated(st.norm(2, 0.5), 0, INF)],
         (1e-12, 2e-5),
     ),
-    "RightTruncatedNormal": Case(
-        dist.TruncatedNormal(batch(-4.0, 2.0), 0.5, high=0.0),
-        [Truncated(st.norm(-4, 0.5), -INF, 0), Truncated(st.norm(2, 0.5), -INF, 0)],
-        (1e-12, 2e-5),
+    "RightTruncatedLogistic": Case(
+        dist.TruncatedDistribution(dist.Logistic(batch(-4.0, 9.0), 0.5), high=0.0),
+        [Truncated(st.logistic(-4, 0.5), -INF, 0), Truncated(st.logistic(9, 0.5), -INF, 0)],
     ),
     "TruncatedCauchy": Case(
         dist.TruncatedDistribution(dist.Cauchy(1.0, 1.0), low=batch(0.0, 2.0), high=batch(8.0, 3.0)),
@@ -168,8 +185,8 @@ CASES = {
         [Truncated(st.hypsecant(1), 0, 8), Truncated(st.hypsecant(1), 2, 3)],
     ),
     "TruncatedStudentT": Case(
-        dist.TruncatedDistribution(dist.StudentT(batch(4.0, 1.5), 1.0, 1.0), low=0.0, high=batch(8.0, 1e6)),
-        [Truncated(st.t(4, 1), 0, 8), Truncated(st.t(1.5, 1), 0, 1e6)],
+        dist.TruncatedDistribution(dist.StudentT(batch(4.0, 1.5), 1.0, 1.0), low=0.0, high=batch(8.0, 64.0)),
+        [Truncated(st.t(4, 1), 0, 8), Truncated(st.t(1.5, 1), 0, 64)],
         (1e-12, 2e-5),
     ),
 }
@@ -177,35 +194,40 @@ REACH = {"float64": 30.0, "float32": 8.0}
 GRIDS = {name: np.linspace(-reach, reach, 121).astype(name) for name, reach in REACH.items()}
 
 
+def there_and_back(fn, z):
+    value = from_standard(fn, z)
+    return value, to_standard(fn, value)
+
+
 @cache
 def evaluated(name, dtype):
-    """Scores, values and recovered scores of one case, each ``(grid, batch)``: one compilation for all contracts."""
+    """Scores, values and recovered scores of one case, each ``(grid, batch)``: one compilation for all
+    contracts.
+    """
     fn = CASES[name].fn
     z = np.broadcast_to(GRIDS[dtype][:, None], (GRIDS[dtype].size, *fn.batch_shape))
 
-    @jax.jit
-    @jax.vmap
-    def there_and_back(z):
-        value = from_standard(fn, z)
-        return value, to_standard(fn, value)
-
-    value, back = there_and_back(jnp.asarray(z))
+    run = quick(jax.vmap(partial(there_and_back, fn)))
+    value, back = run(jnp.asarray(z))
     assert value.dtype == back.dtype == dtype
     return tuple(np.asarray(array, float) for array in (z, value, back))
 
 
-def tails(oracle, z, value):
-    """Log of the smaller tail: wanted, found, and its change over one spacing of the floats at the value."""
-    with np.errstate(all="ignore"):
-        found = np.where(z < 0, oracle.logcdf(value), oracle.logsf(value))
-        slope = np.exp(oracle.logpdf(value) - found)
-    return scipy.special.log_ndtr(-np.abs(z)), found, slope
+def tails(oracle, z, value, dtype):
+    """Log of the smaller tail: wanted, found, its change over one spacing of the floats at the value,
+    comparable.
 
-
-def representable(value, dtype):
-    """Neither a flushed underflow nor a clipped overflow."""
+    Not comparable are flushed underflows, clipped overflows, and values that rounding takes to a bound.
+    """
     info = np.finfo(dtype)
-    return (np.abs(value) > 2 * float(info.tiny)) & (np.abs(value) < 0.5 * float(info.max))
+    size = np.abs(value)
+    with np.errstate(all="ignore"):
+        wanted = scipy.special.log_ndtr(-np.abs(z))
+        found = np.where(z < 0, oracle.logcdf(value), oracle.logsf(value))
+        rounding = np.exp(oracle.logpdf(value) - found) * np.spacing(size.astype(dtype)).astype(float)
+        inside = (size > 2 * float(info.tiny)) & (size < 0.5 * float(info.max)) | (size == 0)
+        comparable = inside & (rounding < 1e-2) & np.isfinite(found)
+    return wanted, np.where(comparable, found, wanted), np.where(comparable, rounding, 0.0), comparable
 
 
 @pytest.mark.parametrize("dtype", REACH)
@@ -214,14 +236,11 @@ def test_tails_agree_with_oracle(name, dtype):
     z, value, _ = evaluated(name, dtype)
     tolerance = CASES[name].tolerance[dtype == "float32"]
     for k, oracle in enumerate(CASES[name].oracles):
-        x = value[:, k]
-        wanted, found, slope = tails(oracle, z[:, k], x)
-        rounding = slope * np.spacing(np.abs(x).astype(dtype)).astype(float)
-        comparable = representable(x, dtype) & (rounding < 1e-2) & np.isfinite(found)
+        wanted, found, rounding, comparable = tails(oracle, z[:, k], value[:, k], dtype)
         assert comparable.mean() > 0.2
-        excess = np.abs(found - wanted) - 4 * rounding
-        worst = np.argmax(np.where(comparable, excess / (1 - wanted), 0.0))
-        assert excess[worst] <= tolerance * (1 - wanted[worst]), (k, z[worst, k], x[worst], excess[worst])
+        error = (np.abs(found - wanted) - 4 * rounding) / (1 - wanted)
+        worst = np.argmax(error)
+        assert error[worst] < tolerance, (k, z[worst, k], value[worst, k])
 
 
 @pytest.mark.parametrize("dtype", REACH)
@@ -231,12 +250,9 @@ def test_increasing_and_inside_support(name, dtype):
     fn = CASES[name].fn
     assert np.all(np.diff(value, axis=0) >= 0)
     assert np.all(np.isfinite(value))
-    assert np.all(np.asarray(fn.support(jnp.asarray(value))))
-    for bound, side in (
-        (getattr(fn.support, "lower_bound", -INF), 1),
-        (getattr(fn.support, "upper_bound", INF), -1),
-    ):
-        assert np.all(side * (value - np.asarray(bound)) > 0)
+    assert np.all(np.asarray(jax.vmap(fn.support)(jnp.asarray(value, dtype))))
+    assert np.all(value > np.asarray(getattr(fn.support, "lower_bound", -INF)))
+    assert np.all(value < np.asarray(getattr(fn.support, "upper_bound", INF)))
 
 
 @pytest.mark.parametrize("dtype", REACH)
@@ -245,18 +261,16 @@ def test_round_trip(name, dtype):
     z, value, back = evaluated(name, dtype)
     tolerance = (1e-11, 3e-4)[dtype == "float32"]
     for k, oracle in enumerate(CASES[name].oracles):
-        wanted, found, slope = tails(oracle, z[:, k], value[:, k])
-        spacing = np.spacing(np.abs(value[:, k]).astype(dtype)).astype(float)
-        # d log Phi / dz is at least max(|z|, 0.79)
-        rounding = slope * spacing / np.maximum(np.abs(z[:, k]), 0.79)
-        known = representable(value[:, k], dtype) & np.isfinite(found) & (rounding < 1e-2)
-        error = np.abs(back[:, k] - z[:, k]) - 4 * rounding
-        assert np.all(error[known] < tolerance), (k, z[known, k][np.argmax(error[known])], error[known].max())
+        *_, rounding, comparable = tails(oracle, z[:, k], value[:, k], dtype)
+        # d log Phi / dz is at least max(|z|, 0.79) in the smaller tail
+        error = np.abs(back[:, k] - z[:, k]) - 4 * rounding / np.maximum(np.abs(z[:, k]), 0.79)
+        worst = np.argmax(np.where(comparable, error, -INF))
+        assert error[worst] < tolerance, (k, z[worst, k], value[worst, k])
 
 
 def test_positive_families_do_not_round_to_zero_or_infinity():
     for fn in (dist.Gamma(1e-3, 1.0), dist.Weibull(1.0, 0.01), dist.InverseGamma(1e-3, 1.0)):
-        value = jax.vmap(lambda z, fn=fn: from_standard(fn, z))(jnp.asarray([-8.0, 8.0], jnp.float32))
+        value = quick(jax.vmap(lambda z, fn=fn: from_standard(fn, z)))(jnp.asarray([-8.0, 8.0], jnp.float32))
         assert np.all(np.isfinite(value))
         assert np.all(np.asarray(value) > 0)
 
@@ -266,7 +280,7 @@ MIXED = {
     "Gamma": dist.Gamma(2.0, 3.0),
     "TruncatedNormal": dist.TruncatedNormal(1.0, 2.0, low=0.0),
     "MultivariateNormal": dist.MultivariateNormal(jnp.ones(2), jnp.array([[2.0, 0.5], [0.5, 1.0]])),
-    "expanded": dist.Laplace(jnp.zeros((2, 1)), 1.0).expand([3, 2, 4]).to_event(1),
+    "expanded": dist.Normal(jnp.zeros((2, 1)), 1.0).expand([3, 2, 4]).to_event(1),
     "transformed": dist.TransformedDistribution(
         dist.Normal(0.0, 1.0).expand([2]), transforms.StickBreakingTransform()
     ),
@@ -276,21 +290,22 @@ MIXED = {
 @pytest.mark.parametrize("fn", MIXED.values(), ids=MIXED.keys())
 def test_vmap_equals_loop(fn):
     z = jax.random.normal(jax.random.key(0), (3, *standard_shape(fn)))
-    one = jax.jit(lambda z: from_standard(fn, z))
-    mapped = jax.jit(jax.vmap(lambda z: from_standard(fn, z)))(z)
-    np.testing.assert_allclose(mapped, jnp.stack([one(row) for row in z]), rtol=1e-13)
-    back = jax.jit(jax.vmap(lambda x: to_standard(fn, x)))(mapped)
-    np.testing.assert_allclose(back, z, atol=1e-12)
+    one = quick(partial(there_and_back, fn))
+    rows = [jnp.stack(arrays) for arrays in zip(*(one(row) for row in z), strict=True)]
+    mapped, back = quick(jax.vmap(partial(there_and_back, fn)))(z)
+    np.testing.assert_allclose(mapped, rows[0], rtol=1e-12)
+    np.testing.assert_allclose(back, rows[1], atol=1e-11)
+    np.testing.assert_allclose(back, z, atol=1e-11)
 
 
 SHAPES = {
-    "scalar": lambda: dist.Gumbel(0, 1),
-    "batch": lambda: dist.Gumbel(jnp.zeros((2, 1)), jnp.ones(3)),
-    "event": lambda: dist.Gumbel(jnp.zeros((2, 3)), 1.0).to_event(1),
-    "leading": lambda: dist.Gumbel(jnp.zeros(3), 1.0).expand([5, 4, 3]),
-    "interstitial": lambda: dist.Gumbel(jnp.zeros((3, 1, 2, 1)), 1.0).expand([5, 3, 4, 2, 6]),
-    "expanded_event": lambda: dist.Gumbel(jnp.zeros((1, 3)), 1.0).to_event(1).expand([4]),
-    "expanded_twice": lambda: dist.Gumbel(0.0, 1.0).expand([1, 3]).expand([2, 5, 3]),
+    "scalar": lambda: dist.Normal(0, 1),
+    "batch": lambda: dist.Normal(jnp.zeros((2, 1)), jnp.ones(3)),
+    "event": lambda: dist.Normal(jnp.zeros((2, 3)), 1.0).to_event(1),
+    "leading": lambda: dist.Normal(jnp.zeros(3), 1.0).expand([5, 4, 3]),
+    "interstitial": lambda: dist.Normal(jnp.zeros((3, 1, 2, 1)), 1.0).expand([5, 3, 4, 2, 6]),
+    "expanded_event": lambda: dist.Normal(jnp.zeros((1, 3)), 1.0).to_event(1).expand([4]),
+    "expanded_twice": lambda: dist.Normal(0.0, 1.0).expand([1, 3]).expand([2, 5, 3]),
     "multivariate": lambda: dist.MultivariateNormal(jnp.zeros((4, 1, 3)), jnp.eye(3)).expand([2, 4, 5]),
     "low_rank": lambda: dist.LowRankMultivariateNormal(jnp.zeros(3), jnp.ones((3, 2)), jnp.ones(3)).expand(
         [4]
@@ -301,7 +316,7 @@ SHAPES = {
     "transformed_batch": lambda: dist.TransformedDistribution(
         dist.Normal(0.0, 1.0), transforms.AffineTransform(jnp.zeros((2, 1)), jnp.ones((2, 3)))
     ),
-    "no_elements": lambda: dist.Gumbel(jnp.zeros(0), 1.0).expand([2, 0]),
+    "no_elements": lambda: dist.Normal(jnp.zeros(0), 1.0).expand([2, 0]),
 }
 
 
@@ -309,23 +324,31 @@ SHAPES = {
 def test_shapes(name):
     fn = SHAPES[name]()
     z = jax.random.normal(jax.random.key(1), standard_shape(fn))
-    value = from_standard(fn, z)
+    value, back = quick(lambda z: there_and_back(fn, z))(z)
     assert value.shape == fn.shape()
-    back = to_standard(fn, value)
     assert back.shape == z.shape
     np.testing.assert_allclose(back, z, atol=1e-10)
 
 
 def test_expanded_elements_follow_their_own_parameters():
     loc = 10.0 * jnp.arange(6.0).reshape(3, 1, 2)
-    fn = dist.Normal(loc, 1.0).expand([5, 3, 4, 2])
-    np.testing.assert_array_equal(
-        from_standard(fn, jnp.zeros((5, 3, 4, 2))), jnp.broadcast_to(loc[None], (5, 3, 4, 2))
-    )
+    value = quick(partial(from_standard, dist.Normal(loc, 1.0).expand([5, 3, 4, 2])))(jnp.zeros((5, 3, 4, 2)))
+    np.testing.assert_array_equal(value, jnp.broadcast_to(loc[None], (5, 3, 4, 2)))
     tril = jnp.stack([jnp.eye(2), 3.0 * jnp.eye(2)])[:, None]
-    fn = dist.MultivariateNormal(jnp.zeros(2), scale_tril=tril).expand([4, 2, 3])
     z = jax.random.normal(jax.random.key(2), (4, 2, 3, 2))
-    np.testing.assert_allclose(from_standard(fn, z), z * jnp.array([1.0, 3.0]).reshape(1, 2, 1, 1))
+    fn = dist.MultivariateNormal(jnp.zeros(2), scale_tril=tril).expand([4, 2, 3])
+    value = quick(partial(from_standard, fn))(z)
+    np.testing.assert_allclose(value, z * jnp.array([1.0, 3.0]).reshape(1, 2, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("fn", "same"),
+    [(dist.Chi2(4.0), dist.Gamma(2.0, 0.5)), (dist.BetaProportion(0.2, 10.0), dist.Beta(2.0, 8.0))],
+)
+def test_special_cases_take_the_general_way(fn, same):
+    z = jax.ShapeDtypeStruct((), jnp.float64)
+    ours, theirs = (jax.make_jaxpr(partial(from_standard, f))(z) for f in (fn, same))
+    assert str(ours) == str(theirs)
 
 
 def test_inside_plates():
@@ -333,7 +356,8 @@ def test_inside_plates():
         with numpyro.plate("rows", 3, dim=-2), numpyro.plate("columns", 4, dim=-1):
             return numpyro.sample("x", dist.Normal(jnp.arange(4.0), 1.0).expand([3, 4]))
 
-    trace = numpyro.handlers.trace(numpyro.handlers.seed(model, jax.random.key(0))).get_trace()
+    with jax.numpy_rank_promotion("allow"):  # NumPyro's own sampling relies on it
+        trace = numpyro.handlers.trace(numpyro.handlers.seed(model, jax.random.key(0))).get_trace()
     fn = trace["x"]["fn"]
     assert standard_shape(fn) == (3, 4)
     np.testing.assert_array_equal(from_standard(fn, jnp.zeros((3, 4)))[1], jnp.arange(4.0))
@@ -351,11 +375,14 @@ def test_inside_plates():
 )
 def test_multivariate_normal_has_the_right_moments(fn):
     dim = fn.event_shape[0]
-    root = jax.vmap(lambda z: from_standard(fn, z))(jnp.eye(dim)) - fn.mean
-    np.testing.assert_allclose(root.T @ root, fn.covariance_matrix, rtol=1e-9, atol=1e-11)
-    np.testing.assert_allclose(from_standard(fn, jnp.zeros(dim)), fn.mean)
-    z = jnp.linspace(-2.0, 2.0, dim)
-    np.testing.assert_allclose(to_standard(fn, from_standard(fn, z)), z, rtol=1e-8, atol=1e-9)
+    with jax.numpy_rank_promotion("allow"):  # NumPyro's own algebra relies on it
+        mean, covariance = np.asarray(fn.mean), np.asarray(fn.covariance_matrix)
+    z = jnp.concatenate([jnp.eye(dim), jnp.zeros((1, dim)), jnp.linspace(-2.0, 2.0, dim)[None]])
+    value, back = quick(jax.vmap(partial(there_and_back, fn)))(z)
+    np.testing.assert_allclose(value[dim], mean)
+    root = np.asarray(value[:dim]) - mean
+    np.testing.assert_allclose(root.T @ root, covariance, rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(back, z, rtol=1e-8, atol=1e-8)
 
 
 SAMPLED = {
@@ -364,8 +391,8 @@ SAMPLED = {
     "AsymmetricLaplace": dist.AsymmetricLaplace(1.0, 2.0, 3.0),
     "TruncatedLogistic": dist.TruncatedDistribution(dist.Logistic(1.0, 2.0), low=0.0, high=4.0),
     "RelaxedBernoulli": dist.RelaxedBernoulliLogits(jnp.asarray(0.7), jnp.asarray(0.5)),
-    "shifted Beta": dist.TransformedDistribution(
-        dist.Beta(2.0, 0.5), [transforms.AffineTransform(1.0, -3.0), transforms.ExpTransform()]
+    "two transforms": dist.TransformedDistribution(
+        dist.Uniform(0.0, 1.0), [transforms.AffineTransform(1.0, -3.0), transforms.ExpTransform()]
     ),
     "ZeroSumNormal": dist.ZeroSumNormal(2.0, (3,)),
     "MultivariateNormal": MIXED["MultivariateNormal"],
@@ -379,14 +406,15 @@ def test_has_the_distribution_of_its_samples(name):
     fn = SAMPLED[name]
     key_z, key_x = jax.random.split(jax.random.key(0))
     z = jax.random.normal(key_z, (4000, *standard_shape(fn)))
-    mapped = np.asarray(jax.vmap(lambda z: from_standard(fn, z))(z)).reshape(4000, -1)
-    sampled = np.asarray(fn.sample(key_x, (4000,))).reshape(4000, -1)
+    mapped = np.asarray(quick(jax.vmap(lambda z: from_standard(fn, z)))(z)).reshape(4000, -1)
+    with jax.numpy_rank_promotion("allow"):
+        sampled = np.asarray(fn.sample(key_x, (4000,))).reshape(4000, -1)
     for ours, theirs in zip(mapped.T, sampled.T, strict=True):
         assert st.ks_2samp(ours, theirs).pvalue > 1e-3
 
 
 def test_parameters_may_be_traced():
-    @jax.jit
+    @quick
     @jax.vmap
     def hierarchical(z):
         scale = from_standard(dist.HalfCauchy(1.0), z[0])
@@ -399,14 +427,14 @@ def test_parameters_may_be_traced():
 
 def test_float32_scores_stay_float32_with_double_parameters():
     for fn in (*MIXED.values(), dist.Normal(np.zeros(2), 1), dist.StudentT(3, np.float64(1), 2)):
-        z = jnp.zeros(standard_shape(fn), jnp.float32)
-        value = from_standard(fn, z)
+        z = jax.ShapeDtypeStruct(standard_shape(fn), jnp.float32)
+        value = jax.eval_shape(lambda z, fn=fn: from_standard(fn, z), z)
         assert value.dtype == jnp.float32
-        assert to_standard(fn, value).dtype == jnp.float32
+        assert jax.eval_shape(lambda x, fn=fn: to_standard(fn, x), value).dtype == jnp.float32
 
 
 REFUSED = {
-    "Bernoulli is discrete": dist.Bernoulli(0.5),
+    "BernoulliProbs is discrete": dist.Bernoulli(0.5),
     "CategoricalProbs is discrete": dist.Categorical(jnp.ones(3) / 3),
     "Poisson is discrete": dist.Poisson(3.0).expand([2]).to_event(1),
     "ImproperUniform cannot be sampled.*dist.Normal": dist.ImproperUniform(dist.constraints.real, (), ()),

@@ -11,15 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from blackjax.adaptation.base import get_filter_adapt_info_fn
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro import handlers
 from numpyro.infer import init_to_sample
 from numpyro.infer.util import constrain_fn, potential_energy, unconstrain_fn
+from scipy.optimize import minimize
 from tqdm import tqdm
 
 Samples = dict[str, np.ndarray]
 Unconstrained = dict[str, Array]
+LogDensity = Callable[[Unconstrained], Float[Array, ""]]
 
 
 class NutsResult(NamedTuple):
@@ -27,8 +30,9 @@ class NutsResult(NamedTuple):
 
     Attributes:
         samples: constrained draws of every latent and deterministic site, `(chain, draw, *site shape)`.
-        num_gradient_evaluations: leapfrog steps of all chains, warm-up included, one gradient each, and one for
-            every chain's starting point. Chains run in lock-step, so a machine may have computed more.
+        num_gradient_evaluations: leapfrog steps of all chains, warm-up included, one gradient each, plus one at
+            each chain's start and those of the descents to it. Chains run in lock-step, so a machine may have
+            computed more.
         seconds: wall-clock time, compilation included.
         num_divergences: divergent transitions after warm-up, all chains together.
         r_hat: split R-hat of each latent site, in the site's shape.
@@ -55,12 +59,12 @@ class NutsResult(NamedTuple):
 
     @property
     def worst_r_hat(self) -> float:
-        """The largest R-hat over all scalars; above 1.01 the chains disagree. NaN where one is not defined."""
+        """The largest R-hat of any scalar; above 1.01 the chains disagree. NaN where one is not defined."""
         return float(np.max([np.max(value) for value in self.r_hat.values()]))
 
     @property
     def smallest_ess(self) -> float:
-        """The smallest effective number of draws over all scalars. NaN where one is not defined."""
+        """The smallest effective number of draws of any scalar. NaN where one is not defined."""
         return float(np.min([np.min(value) for value in self.ess.values()]))
 
 
@@ -75,6 +79,7 @@ def nuts(
     dense_mass_matrix: bool = False,
     init_strategy: Callable[..., Any] = init_to_sample,
     num_starts: int = 100,
+    num_descents: int = 0,
     progress: bool = True,
     **kwargs: Any,
 ) -> NutsResult:
@@ -92,8 +97,10 @@ def nuts(
         target_acceptance_rate: what the step size aims for; nearer to 1 means smaller steps.
         dense_mass_matrix: adapt a full mass matrix (strong linear correlations) instead of a diagonal one.
         init_strategy: a NumPyro initialisation strategy, by default a prior draw.
-        num_starts: how many such starts each chain tries; it runs from the most probable of them. Chains choose
-            separately, so that R-hat still sees modes far apart; more starts avoid poor local modes.
+        num_starts: how many such starts each chain tries; it runs from the most probable of them. Chains
+            choose separately, so that R-hat still sees modes far apart.
+        num_descents: from how many of its best starts each chain climbs to a mode first, to run from the
+            highest found; against poor local modes. Not for densities without a bound (centred hierarchies).
         progress: show a bar on stderr.
         **kwargs: keyword arguments of the model.
 
@@ -101,13 +108,20 @@ def nuts(
         Draws, cost and convergence diagnostics.
 
     Raises:
-        ValueError: for a count below one (four for draws, or R-hat is not defined); when no start has finite density.
+        ValueError: for a count below one (four for draws, or R-hat is not defined; none for descents), for a
+            discrete latent site, and when no start has finite density.
 
     References:
-        M. D. Hoffman and A. Gelman, "The No-U-Turn Sampler: Adaptively Setting Path Lengths in Hamiltonian Monte
-        Carlo", Journal of Machine Learning Research 15 (2014) 1593-1623.
+        M. D. Hoffman and A. Gelman, "The No-U-Turn Sampler: Adaptively Setting Path Lengths in Hamiltonian
+        Monte Carlo", Journal of Machine Learning Research 15 (2014) 1593-1623.
     """
-    _check_counts(num_warmup=num_warmup, num_samples=num_samples, num_chains=num_chains, num_starts=num_starts)
+    _check_counts(
+        num_warmup=(num_warmup, 1),
+        num_samples=(num_samples, 4),
+        num_chains=(num_chains, 1),
+        num_starts=(num_starts, 1),
+        num_descents=(num_descents, 0),
+    )
     start = time.perf_counter()
     init_key, warmup_key, sample_key = jax.random.split(rng_key, 3)
 
@@ -122,7 +136,7 @@ def nuts(
         return constrain_fn(model, args, kwargs, position, return_deterministic=True)
 
     keys = jax.random.split(init_key, (num_chains, num_starts))
-    starts = _best_starts(keys, candidate, log_density)
+    starts, num_search = _best_starts(keys, candidate, log_density, num_descents)
     with tqdm(total=num_warmup + num_samples, disable=not progress, desc="NUTS", unit="step") as bar:
         bar.set_postfix_str("compiling and adapting")
         states, parameters, warmup_steps = _adapt(
@@ -136,7 +150,7 @@ def nuts(
     latent = [name for name in samples if name in starts]
     return NutsResult(
         samples=samples,
-        num_gradient_evaluations=int(np.sum(warmup_steps) + np.sum(steps)) + num_chains,
+        num_gradient_evaluations=int(np.sum(warmup_steps) + np.sum(steps)) + num_chains + num_search,
         seconds=time.perf_counter() - start,
         num_divergences=int(np.sum(divergent)),
         r_hat={name: split_gelman_rubin(samples[name]) for name in latent},
@@ -145,14 +159,16 @@ def nuts(
     )
 
 
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        least = 4 if name == "num_samples" else 1
+def _check_counts(**counts: tuple[int, int]) -> None:
+    """Every count against the least that it may be."""
+    for name, (value, least) in counts.items():
         if value < least:
             raise ValueError(f"nuts needs {name} >= {least}; got {name}={value}")
 
 
-def _latent_values(seeded: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Array]:
+def _latent_values(
+    seeded: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Array]:
     """Values of the latent sites in one run of a seeded model."""
     sites = handlers.trace(seeded).get_trace(*args, **kwargs)
     latent = {
@@ -167,31 +183,55 @@ def _latent_values(seeded: Callable[..., Any], args: tuple[Any, ...], kwargs: di
 def _best_starts(
     keys: Key[Array, "chain start"],
     candidate: Callable[[PRNGKeyArray], Unconstrained],
-    log_density: Callable[[Unconstrained], Float[Array, ""]],
-) -> Unconstrained:
-    """For every chain the most probable of its own candidates, `(chain, ...)`."""
+    log_density: LogDensity,
+    num_descents: int,
+) -> tuple[Unconstrained, int]:
+    """For every chain the best of its own candidates, `(chain, ...)`, and the gradient evaluations it took."""
+    num_kept = min(max(num_descents, 1), keys.shape[1])
 
     @jax.jit
     @jax.vmap
-    def best(keys: Key[Array, " start"]) -> tuple[Unconstrained, Float[Array, ""]]:
+    def best(keys: Key[Array, " start"]) -> tuple[Unconstrained, Float[Array, " kept"]]:
         candidates = jax.vmap(candidate)(keys)
         density = jax.vmap(log_density)(candidates)
         density = jnp.where(jnp.isnan(density), -jnp.inf, density)
-        winner = jnp.argmax(density)
-        return jax.tree.map(lambda leaf: leaf[winner], candidates), density[winner]
+        order = jnp.argsort(-density)[:num_kept]
+        return jax.tree.map(lambda leaf: leaf[order], candidates), density[order]
 
-    starts, density = best(keys)
-    if not np.all(np.isfinite(density)):
+    candidates, density = best(keys)
+    if not np.all(np.isfinite(density[:, 0])):
         raise ValueError(
             f"nuts found no start of finite posterior density in num_starts={keys.shape[1]} tries; "
             "check the model's support, or raise num_starts"
         )
-    return starts
+    if num_descents == 0:
+        return jax.tree.map(lambda leaf: leaf[:, 0], candidates), 0
+    return _descend(candidates, log_density)
+
+
+def _descend(candidates: Unconstrained, log_density: LogDensity) -> tuple[Unconstrained, int]:
+    """The highest mode that each chain reaches from its candidates `(chain, kept, ...)`, by L-BFGS."""
+    _, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0, 0], candidates))
+    points = np.asarray(jax.vmap(jax.vmap(lambda point: ravel_pytree(point)[0]))(candidates))
+    value_and_grad = jax.jit(jax.value_and_grad(lambda flat: -log_density(unravel(flat))))
+
+    def objective(flat: Float[np.ndarray, " dim"]) -> tuple[float, Float[np.ndarray, " dim"]]:
+        value, gradient = value_and_grad(jnp.asarray(flat, points.dtype))
+        # Outside the support: a wall that the line search turns back from.
+        finite = np.nan_to_num(np.asarray(gradient, float), posinf=0.0, neginf=0.0)
+        return (float(value) if np.isfinite(value) else 1e30), finite
+
+    searches = [
+        [minimize(objective, point, jac=True, method="L-BFGS-B") for point in of_chain] for of_chain in points
+    ]
+    modes = np.stack([min(of_chain, key=lambda found: found.fun).x for of_chain in searches])
+    num_gradients = sum(found.nfev for of_chain in searches for found in of_chain)
+    return jax.vmap(unravel)(jnp.asarray(modes, points.dtype)), num_gradients
 
 
 def _adapt(
     rng_key: PRNGKeyArray,
-    log_density: Callable[[Unconstrained], Float[Array, ""]],
+    log_density: LogDensity,
     starts: Unconstrained,
     num_warmup: int,
     target_acceptance_rate: float,
@@ -221,7 +261,7 @@ def _adapt(
 
 def _sample(
     rng_key: PRNGKeyArray,
-    log_density: Callable[[Unconstrained], Float[Array, ""]],
+    log_density: LogDensity,
     states: Any,
     parameters: dict[str, Array],
     num_samples: int,
@@ -239,7 +279,7 @@ def _sample(
         state, info = jax.vmap(one)(jax.random.split(key, num_chains), state, parameters)
         return state, (state.position, info.num_integration_steps, info.is_divergent)
 
-    # The remainder would be compiled a second time as a scan of its own length: take chunks that divide the run.
+    # A remainder would be compiled again as a scan of its own length: take chunks that divide the run.
     num_chains = parameters["step_size"].shape[0]
     num_chunks = max(n for n in range(1, num_reports + 1) if num_samples % n == 0)
     scan = jax.jit(lambda state, keys: jax.lax.scan(step, state, keys))

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
 from jaxtyping import Array, Int
 
+from enkg_ppl._forward import Respond
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._schedule import Schedule
-from enkg_ppl._types import Ensemble, EnsembleOutput, Key, Scalar
-
-Evaluate = Callable[[Ensemble], EnsembleOutput]  # the forward map on a whole ensemble
+from enkg_ppl._types import Ensemble, Key, Scalar
 
 
 class Level(NamedTuple):
@@ -26,7 +24,11 @@ class Level(NamedTuple):
 
 
 class Correction(eqx.Module):
-    """One step of the guided flow. A new correction implements the five methods below."""
+    """One step of the guided flow. A new correction implements the five methods below.
+
+    `step` is traced inside `lax.scan`, or called level by level from the host: what is costly to compile should be
+    jitted within it, apart from `respond`, so that it is compiled once for all simulators.
+    """
 
     @abc.abstractmethod
     def default_schedule(self, problem: InverseProblem) -> Schedule:
@@ -37,12 +39,12 @@ class Correction(eqx.Module):
         """The ensemble at the first noise level."""
 
     @abc.abstractmethod
-    def init(self, problem: InverseProblem, evaluate: Evaluate, x: Ensemble) -> Any:
+    def init(self, problem: InverseProblem, x: Ensemble) -> Any:
         """What is carried from level to level besides the ensemble (None where nothing is)."""
 
     @abc.abstractmethod
     def step(
-        self, key: Key, x: Ensemble, level: Level, problem: InverseProblem, evaluate: Evaluate, memory: Any
+        self, key: Key, x: Ensemble, level: Level, problem: InverseProblem, respond: Respond, memory: Any
     ) -> tuple[Ensemble, Any]:
         """Steer the ensemble by the data at `level.sigma` and bring it to `level.sigma_next`."""
 

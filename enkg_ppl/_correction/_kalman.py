@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from enkg_ppl._correction._base import Correction, Evaluate, Level
+from enkg_ppl._correction._base import Correction, Level
 from enkg_ppl._flow import Flow, conditional_sample
+from enkg_ppl._forward import Respond
 from enkg_ppl._likelihood import Response
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._schedule import Karras
@@ -65,70 +66,91 @@ class KalmanCorrection(Correction):
         return Karras(self.num_steps, 0.1 * scale, 2.0 * scale)
 
     def start(self, key: Key, problem: InverseProblem, num_particles: int, sigma) -> Ensemble:
-        key_draw, key_noise = jr.split(key)
-        x0 = jax.vmap(Flow(problem.prior).sample)(jr.split(key_draw, num_particles))
-        return x0 + sigma * jr.normal(key_noise, x0.shape, x0.dtype)
+        return _noised_prior_draws(key, problem.prior, num_particles, sigma)
 
-    def init(self, problem: InverseProblem, evaluate: Evaluate, x: Ensemble) -> Correlations:
-        response = jax.eval_shape(lambda x: jax.vmap(problem.likelihood.response)(evaluate(x)), x)
-        m, d = response.prediction.shape[1], x.shape[1]
+    def init(self, problem: InverseProblem, x: Ensemble) -> Correlations:
+        x_j = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+        response = jax.eval_shape(lambda x_j: problem.likelihood.response(problem.forward(x_j)), x_j)
+        m, d = response.prediction.shape[0], x.shape[1]
         return Correlations(jnp.zeros((d, m), x.dtype), jnp.zeros((m, m), x.dtype))
 
     def evaluations_per_particle(self, num_steps: int) -> int:
         return 2 * num_steps
 
-    def step(self, key, x, level: Level, problem: InverseProblem, evaluate: Evaluate, memory: Correlations):
-        key_draw, key_perturb, key_noise = jr.split(key, 3)
-        z1, z2 = self._draw_twice(key_draw, x, level, problem)
-        response, response2 = (jax.vmap(problem.likelihood.response)(evaluate(z)) for z in (z1, z2))
-        usable = _usable(response) & _usable(response2)
-        C_xg, C_gg, memory = self._covariances(
-            (z1 - z2) / 2**0.5, (response.prediction - response2.prediction) / 2**0.5, usable, level, memory
-        )
-        shift = self._kalman_shift(key_perturb, response, usable, C_xg, C_gg)
-        x0 = z1 + jnp.where(usable[:, None], shift, 0.0)
-        return x0 + level.sigma_next * jr.normal(key_noise, x.shape, x.dtype), memory
+    def step(self, key, x, level: Level, problem: InverseProblem, respond: Respond, memory: Correlations):
+        key_draw, key_analyse = jr.split(key)
+        draws = _draw_twice(key_draw, problem.prior, x, level.sigma, self.num_draw_steps)
+        return _analyse(key_analyse, self, draws, respond(draws), level, memory)
 
-    def _draw_twice(self, key: Key, x: Ensemble, level: Level, problem: InverseProblem):
-        def draw(key, x_j):
-            return conditional_sample(key, problem.prior, x_j, level.sigma, self.num_draw_steps)
 
-        keys = jr.split(key, (2, x.shape[0]))
-        return jax.vmap(draw)(keys[0], x), jax.vmap(draw)(keys[1], x)
+@eqx.filter_jit
+def _noised_prior_draws(key: Key, prior, num_particles: int, sigma) -> Ensemble:
+    key_draw, key_noise = jr.split(key)
+    x0 = jax.vmap(Flow(prior).sample)(jr.split(key_draw, num_particles))
+    return x0 + sigma * jr.normal(key_noise, x0.shape, x0.dtype)
 
-    def _covariances(self, r: Ensemble, q: Float[Array, "particles m"], usable, level: Level, memory: Correlations):
-        """Pooled conditional covariances: sampled correlations averaged over levels, tapered, times today's sd."""
-        n = jnp.maximum(jnp.sum(usable), 1)
-        r, q = jnp.where(usable[:, None], r, 0.0), jnp.where(usable[:, None], q, 0.0)
-        sd_r, sd_q = jnp.sqrt(jnp.sum(r**2, axis=0) / n), jnp.sqrt(jnp.sum(q**2, axis=0) / n)
-        r, q = r / _nonzero(sd_r)[None], q / _nonzero(sd_q)[None]
-        weight = jnp.where(level.index == 0, 0.0, self.memory)
-        past = Correlations(*memory)
-        xg = weight * past.xg + (1 - weight) * r.T @ q / n
-        gg = weight * past.gg + (1 - weight) * q.T @ q / n
-        memory = Correlations(xg, gg)
-        if self.taper:
-            # The average over levels counts (1 + memory) / (1 - memory) ensembles once it has run in.
-            size = n * jnp.where(level.index == 0, 1.0, (1 + self.memory) / (1 - self.memory))
-            xg, gg = _tapered(xg, size), _tapered(gg, size).at[jnp.diag_indices(gg.shape[0])].set(jnp.diag(gg))
-        return sd_r[:, None] * xg * sd_q[None], sd_q[:, None] * gg * sd_q[None], memory
 
-    def _kalman_shift(self, key: Key, response: Response, usable, C_xg, C_gg) -> Ensemble:
-        """``C_xg (C_gg + Gamma)^-1 (y + eta - g)`` for every particle."""
-        # Where the noise depends on the particle (Poisson, unknown scale), its typical value serves them all.
-        gamma = jnp.nanmedian(jnp.where(usable[:, None], response.noise, jnp.nan), axis=0)
-        gamma = jnp.where(jnp.isfinite(gamma) & (gamma > 0), gamma, 1.0)
-        eta = jnp.sqrt(gamma)[None] * jr.normal(key, response.prediction.shape, response.prediction.dtype)
-        innovation = jnp.where(usable[:, None], response.observation - response.prediction, 0.0) + eta
-        # Eigenvalues below the taper's damage are noise: the noise variance is the floor they stand on.
-        scale = jnp.sqrt(jnp.diag(C_gg) + gamma)
-        eigenvalues, vectors = jnp.linalg.eigh((C_gg + jnp.diag(gamma)) / scale[:, None] / scale[None])
-        floor = jnp.min(gamma / scale**2)
-        eigenvalues = jnp.maximum(eigenvalues, floor)
-        u = (innovation / scale[None]) @ vectors
-        size = jnp.sqrt(jnp.mean(u**2 / eigenvalues[None], axis=1, keepdims=True))
-        u = u * jnp.minimum(1.0, self.max_innovation / size)
-        return ((u / eigenvalues[None]) @ vectors.T / scale[None]) @ C_xg.T
+@eqx.filter_jit
+def _draw_twice(key: Key, prior, x: Ensemble, sigma, num_draw_steps: int) -> Ensemble:
+    """Z1 and Z2 of every particle, one below the other: shape (2 J, dim)."""
+    x = jnp.concatenate([x, x])
+    keys = jr.split(key, x.shape[0])
+    return jax.vmap(lambda key, x_j: conditional_sample(key, prior, x_j, sigma, num_draw_steps))(keys, x)
+
+
+@eqx.filter_jit
+def _analyse(
+    key: Key, settings: KalmanCorrection, draws: Ensemble, responses: Response, level: Level, memory: Correlations
+):
+    """The Kalman update of Z1 and the step to the next noise level; returns it and the memory."""
+    n = draws.shape[0] // 2
+    z1, z2 = draws[:n], draws[n:]
+    response, response2 = (jax.tree.map(lambda a, s=s: a[s], responses) for s in (slice(n), slice(n, None)))
+    usable = _usable(response) & _usable(response2)
+    r, q = (z1 - z2) / 2**0.5, (response.prediction - response2.prediction) / 2**0.5
+    C_xg, C_gg, memory = _covariances(settings, r, q, usable, level.index == 0, memory)
+    key_perturb, key_noise = jr.split(key)
+    shift = _kalman_shift(key_perturb, response, usable, C_xg, C_gg, settings.max_innovation)
+    x0 = z1 + jnp.where(usable[:, None], shift, 0.0)
+    return x0 + level.sigma_next * jr.normal(key_noise, z1.shape, z1.dtype), memory
+
+
+def _covariances(
+    settings: KalmanCorrection, r: Ensemble, q: Float[Array, "particles m"], usable, is_first, past: Correlations
+):
+    """Pooled conditional covariances: sampled correlations averaged over levels, tapered, times today's sd."""
+    n = jnp.maximum(jnp.sum(usable), 1)
+    r, q = jnp.where(usable[:, None], r, 0.0), jnp.where(usable[:, None], q, 0.0)
+    sd_r, sd_q = jnp.sqrt(jnp.sum(r**2, axis=0) / n), jnp.sqrt(jnp.sum(q**2, axis=0) / n)
+    r, q = r / _nonzero(sd_r)[None], q / _nonzero(sd_q)[None]
+    weight = jnp.where(is_first, 0.0, settings.memory)
+    xg = weight * past.xg + (1 - weight) * r.T @ q / n
+    gg = weight * past.gg + (1 - weight) * q.T @ q / n
+    memory = Correlations(xg, gg)
+    if settings.taper:
+        # The average over levels counts for (1 + w) / (1 - w) ensembles once it has run in.
+        size = n * jnp.where(is_first, 1.0, (1 + settings.memory) / (1 - settings.memory))
+        diagonal = jnp.diag(gg)
+        xg, gg = _tapered(xg, size), _tapered(gg, size)
+        gg = gg + jnp.diag(diagonal - jnp.diag(gg))
+    return sd_r[:, None] * xg * sd_q[None], sd_q[:, None] * gg * sd_q[None], memory
+
+
+def _kalman_shift(key: Key, response: Response, usable, C_xg, C_gg, max_innovation: float) -> Ensemble:
+    """``C_xg (C_gg + Gamma)^-1 (y + eta - g)`` for every particle."""
+    # Where the noise depends on the particle (Poisson, unknown scale), its typical value serves them all.
+    gamma = jnp.nanmedian(jnp.where(usable[:, None], response.noise, jnp.nan), axis=0)
+    gamma = jnp.where(jnp.isfinite(gamma) & (gamma > 0), gamma, 1.0)
+    eta = jnp.sqrt(gamma)[None] * jr.normal(key, response.prediction.shape, response.prediction.dtype)
+    innovation = jnp.where(usable[:, None], response.observation - response.prediction, 0.0) + eta
+    # In units of each datum's own spread the noise is a floor under the eigenvalues, which a taper may push below it.
+    scale = jnp.sqrt(jnp.diag(C_gg) + gamma)
+    eigenvalues, vectors = jnp.linalg.eigh((C_gg + jnp.diag(gamma)) / scale[:, None] / scale[None])
+    eigenvalues = jnp.maximum(eigenvalues, jnp.min(gamma / scale**2))
+    u = (innovation / scale[None]) @ vectors
+    size = jnp.sqrt(jnp.mean(u**2 / eigenvalues[None], axis=1, keepdims=True))
+    u = u * jnp.minimum(1.0, max_innovation / size)
+    return ((u / eigenvalues[None]) @ vectors.T / scale[None]) @ C_xg.T
 
 
 def _usable(response: Response):

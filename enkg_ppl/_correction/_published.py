@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from enkg_ppl._correction._base import Correction, Evaluate, Level
+from enkg_ppl._correction._base import Correction, Level
 from enkg_ppl._flow import euler_step, euler_to_zero
+from enkg_ppl._forward import Respond
+from enkg_ppl._likelihood import Response
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._schedule import Karras
 from enkg_ppl._types import Ensemble, Key
@@ -55,7 +57,7 @@ class PublishedCorrection(Correction):
         location = problem.prior.location
         return sigma * jr.normal(key, (num_particles, problem.dim), location.dtype)
 
-    def init(self, problem: InverseProblem, evaluate: Evaluate, x: Ensemble) -> None:
+    def init(self, problem: InverseProblem, x: Ensemble) -> None:
         return None
 
     def is_guided(self, index, num_steps: int):
@@ -77,27 +79,39 @@ class PublishedCorrection(Correction):
         decay = (num_steps - index) / num_steps
         return self.guidance_scale * (1 - self.lr_min_ratio) * decay + self.lr_min_ratio
 
-    def update(self, x: Ensemble, level: Level, problem: InverseProblem, evaluate: Evaluate) -> Ensemble:
+    def update(self, x: Ensemble, level: Level, problem: InverseProblem, respond: Respond) -> Ensemble:
         """One ensemble Kalman update at a fixed noise level."""
-        prior, num_particles = problem.prior, x.shape[0]
         n = self.num_inner_steps(level.index, level.num_steps)
+        x0 = _to_zero(problem.prior, x, level.sigma, n, self.inner_sigma_min, self.rho)
+        return _kalman_step(x, respond(x0), self.scale(level.index, level.num_steps))
 
-        def to_zero(x_j):
-            return euler_to_zero(prior, x_j, level.sigma, n, self.inner_sigma_min, self.rho)
+    def step(self, key, x, level, problem, respond, memory):
+        def updates(x):
+            for _ in range(self.num_updates):
+                x = self.update(x, level, problem, respond)
+            return x
 
-        response = jax.vmap(problem.likelihood.response)(evaluate(jax.vmap(to_zero)(x)))
-        g = response.prediction
-        e = g - response.observation
-        c = e @ (g - jnp.mean(g, axis=0, keepdims=True)).T / num_particles
-        step_size = self.scale(level.index, level.num_steps) / jnp.linalg.norm(c)
-        return x - step_size * c @ (x - jnp.mean(x, axis=0, keepdims=True))
+        guided = self.is_guided(level.index, level.num_steps)
+        if isinstance(guided, jax.core.Tracer):
+            x = jax.lax.cond(guided, updates, lambda x: x, x)
+        elif guided:  # on the host the level is known
+            x = updates(x)
+        return _to_next_level(problem.prior, x, level.sigma, level.sigma_next), memory
 
-    def step(self, key, x, level, problem, evaluate, memory):
-        def guided(x):
-            return jax.lax.fori_loop(
-                0, self.num_updates, lambda _, x: self.update(x, level, problem, evaluate), x
-            )
 
-        x = jax.lax.cond(self.is_guided(level.index, level.num_steps), guided, lambda x: x, x)
-        to_next = jax.vmap(lambda x_j: euler_step(problem.prior, x_j, level.sigma, level.sigma_next))
-        return to_next(x), memory
+@eqx.filter_jit
+def _to_zero(prior, x: Ensemble, sigma, num_steps, sigma_last: float, rho: float) -> Ensemble:
+    return jax.vmap(lambda x_j: euler_to_zero(prior, x_j, sigma, num_steps, sigma_last, rho))(x)
+
+
+@eqx.filter_jit
+def _kalman_step(x: Ensemble, response: Response, scale) -> Ensemble:
+    g = response.prediction
+    e = g - response.observation
+    c = e @ (g - jnp.mean(g, axis=0, keepdims=True)).T / g.shape[0]
+    return x - scale / jnp.linalg.norm(c) * c @ (x - jnp.mean(x, axis=0, keepdims=True))
+
+
+@eqx.filter_jit
+def _to_next_level(prior, x: Ensemble, sigma, sigma_next) -> Ensemble:
+    return jax.vmap(lambda x_j: euler_step(prior, x_j, sigma, sigma_next))(x)

@@ -18,17 +18,21 @@ from numpyro.diagnostics import print_summary
 from numpyro.infer import MCMC
 
 from enkg_ppl._blackbox import raise_host_failure
-from enkg_ppl._correction import Correction
+from enkg_ppl._correction import Correction, KalmanCorrection
 from enkg_ppl._diagnostics import Diagnostics, diagnose
+from enkg_ppl._forward import Evaluator, ensemble_forward
 from enkg_ppl._guide import guide
 from enkg_ppl._numpyro._model import ModelError, NumPyroModel, Observation
 from enkg_ppl._posterior import Posterior
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._progress import ProgressBar
 from enkg_ppl._refine import Refinement, TemperedSMC
+from enkg_ppl._refine._tempered_smc import batch_size
 from enkg_ppl._schedule import Schedule
 
 
+# Levels of the guided flow where a refinement follows: as a proposal it need not be as good as where it is the result.
+PROPOSAL_LEVELS = 5
 SEED_PRIOR, SEED_PREDICTIVE = 0, 1  # of what `to_arviz` draws on request
 
 
@@ -110,10 +114,11 @@ class EnKG(MCMC):
         rng_key = _as_typed_key(rng_key)
         numpyro_model = NumPyroModel(self.model, args, kwargs)
         problem = numpyro_model.problem()
+        evaluator = Evaluator(problem, batch_size(self.num_particles), self.chunk_size)
         with ProgressBar(self.progress_bar, self.num_ensembles) as bar:
             posteriors = []
             for i in range(self.num_ensembles):
-                posteriors.append(self._infer(jr.fold_in(rng_key, i), numpyro_model, problem, bar))
+                posteriors.append(self._infer(jr.fold_in(rng_key, i), numpyro_model, problem, evaluator, bar))
                 bar.next()
         result = _collect(numpyro_model, posteriors, self.chunk_size, extra_fields)
         result.seconds = time.perf_counter() - started
@@ -121,7 +126,7 @@ class EnKG(MCMC):
         for sentence in result.diagnostics.warnings:
             warnings.warn(f"EnKG: {sentence}", stacklevel=2)
 
-    def _infer(self, key, numpyro_model: NumPyroModel, problem: InverseProblem, bar: ProgressBar) -> Posterior:
+    def _infer(self, key, numpyro_model: NumPyroModel, problem: InverseProblem, evaluator: Evaluator, bar: ProgressBar):
         """One ensemble: the guided flow, then the refinement."""
         key_guide, key_refine = jr.split(key)
         guided = None
@@ -130,10 +135,10 @@ class EnKG(MCMC):
                 key_guide,
                 problem,
                 num_particles=self.num_particles,
-                correction=self.correction,
+                correction=self._correction(),
                 schedule=self.schedule,
-                chunk_size=self.chunk_size,
-                progress=bar.guide if self.progress_bar else None,
+                evaluator=evaluator,
+                progress=bar.guide,
             )
         if self.refine is None:
             if guided is None:
@@ -146,13 +151,18 @@ class EnKG(MCMC):
             problem,
             num_particles=self.num_particles,
             guided=None if guided is None else guided.draws,
-            chunk_size=self.chunk_size,
+            evaluator=evaluator,
             progress=bar.refine,
         )
         if guided is not None:
             posterior.num_forward_evaluations += guided.num_forward_evaluations
             posterior.method = f"{guided.method} + {posterior.method}"
         return posterior
+
+    def _correction(self) -> Correction:
+        if self.correction is not None:
+            return self.correction
+        return KalmanCorrection() if self.refine is None else KalmanCorrection(num_steps=PROPOSAL_LEVELS)
 
     # -- results -------------------------------------------------------------------------------------------------
 
@@ -301,7 +311,7 @@ def _collect(model: NumPyroModel, posteriors: list[Posterior], chunk_size, extra
         pointwise = {name: observation.log_prob() for name, observation in observations.items()}
         return values, observations, pointwise, likelihood.log_prob(observations), response
 
-    run_all = eqx.filter_jit(lambda z: jax.vmap(final)(z) if chunk_size is None else jax.lax.map(final, z, batch_size=chunk_size))
+    run_all = eqx.filter_jit(lambda z: ensemble_forward(final, z, chunk_size))
     parts = []
     for posterior in posteriors:
         with raise_host_failure():

@@ -1,12 +1,13 @@
 """Every ordinary NumPyro prior as a deterministic map of a standard normal.
 
-``theta = from_standard(fn, z)`` with ``z ~ N(0, I)`` has distribution `fn`, so a posterior becomes
-``N(z; 0, I) L(from_standard(fn, z))`` whatever the prior. The maps are elementwise quantile transforms (increasing,
+``theta = from_standard(fn, z)`` with ``z ~ N(0, I)`` has distribution `fn`, so a posterior becomes ``N(z; 0,
+I) L(from_standard(fn, z))`` whatever the prior. The maps are elementwise quantile transforms (increasing,
 exact in both tails) or affine ones; none needs to be differentiated, all may be traced with parameters that
-depend on other latents, and the dtype of `z` (or of the value) is the dtype of the computation and of the result.
+depend on other latents, and the dtype of `z` (or of the value) is the dtype of the computation and of the
+result.
 
-To support another distribution, register it with `from_standard` and `to_standard` (and with `standard_shape` if the
-score has another shape than the value), here or in your own code.
+To support another distribution, register it with `from_standard` and `to_standard` (and with `standard_shape`
+if the score has another shape than the value), here or in your own code.
 """
 
 import math
@@ -24,7 +25,9 @@ from enkg_ppl import _quantile as q
 
 
 class UnsupportedPriorError(TypeError):
-    """A latent site has a distribution that is not a transport of a standard normal; says what to write instead."""
+    """A latent site has a distribution that is not a transport of a standard normal; says what to write
+    instead.
+    """
 
 
 @singledispatch
@@ -38,18 +41,21 @@ def from_standard(fn: dist.Distribution, z: Float[Array, "..."]) -> Float[Array,
     """The value of `fn` at a standard normal score.
 
     **Arguments:** `fn`; `z` of shape ``standard_shape(fn)``.
-    **Returns:** the value, of shape ``fn.shape()`` and the dtype of `z`, strictly inside the support: what rounds to
-    a bound, to zero or to infinity becomes the nearest float inside.
-    **Raises:** `UnsupportedPriorError` for a distribution without a transport; `ValueError` for a wrong shape.
+    **Returns:** the value, of shape ``fn.shape()`` and the dtype of `z`, strictly inside the support: what
+    rounds to a bound, to zero or to infinity becomes the nearest float inside.
+    **Raises:** `UnsupportedPriorError` for a distribution without a transport; `ValueError` for a wrong
+    shape.
     """
     raise UnsupportedPriorError(_reason(fn))
 
 
 @singledispatch
 def to_standard(fn: dist.Distribution, value: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The inverse of `from_standard`: the score, of shape ``standard_shape(fn)``, of a value of shape ``fn.shape()``.
+    """The inverse of `from_standard`: the score, of shape ``standard_shape(fn)``, of a value of shape
+    ``fn.shape()``.
 
-    **Raises:** `UnsupportedPriorError` for a distribution without a transport; `ValueError` for a wrong shape.
+    **Raises:** `UnsupportedPriorError` for a distribution without a transport; `ValueError` for a wrong
+    shape.
     """
     raise UnsupportedPriorError(_reason(fn))
 
@@ -62,28 +68,36 @@ def _reason(fn) -> str:
             "mask the likelihood, or leave the site out of the model."
         )
     if isinstance(fn, dist.ImproperUniform):
-        return f"{name} cannot be sampled, and the ensemble starts in the prior; give a proper one, e.g. dist.Normal(0, 100)."
+        return (
+            f"{name} cannot be sampled, and the ensemble starts in the prior; give a proper prior, "
+            "e.g. dist.Normal(0, 100)."
+        )
     if isinstance(fn, dist.Delta):
-        return f"{name} leaves nothing to infer; write the site as numpyro.deterministic, or pass the value as a constant."
+        return (
+            f"{name} leaves nothing to infer; write the site as numpyro.deterministic, or pass the value as "
+            "a constant."
+        )
     if isinstance(fn, dist.Unit):
         return f"{name} carries no value, only a log weight; declare it with obs=, or through numpyro.factor."
-    if isinstance(fn, dist.FoldedDistribution) or _folds(fn):
-        return f"{name} takes an absolute value, which has no inverse; use dist.HalfNormal, dist.HalfCauchy or a truncated distribution."
+    if _folds(fn):
+        return (
+            f"{name} takes an absolute value, which has no inverse; use dist.HalfNormal, dist.HalfCauchy or "
+            "a truncated distribution."
+        )
     if _is_discrete(fn):
         return (
-            f"{name} is discrete, and the ensemble moves along continuous paths; marginalise the site out of the "
-            "likelihood, or condition on it."
+            f"{name} is discrete, and the ensemble moves along continuous paths; marginalise the site out "
+            "of the likelihood, or condition on it."
         )
     return (
-        f"{name} has no transport from a standard normal; build the site from supported distributions, or register "
-        "one with from_standard.register and to_standard.register."
+        f"{name} has no transport from a standard normal; build the site from supported distributions, or "
+        "register one with from_standard.register and to_standard.register."
     )
 
 
 def _folds(fn) -> bool:
-    return isinstance(fn, dist.TransformedDistribution) and any(
-        isinstance(t, AbsTransform) for t in fn.transforms
-    )
+    transformed = isinstance(fn, dist.TransformedDistribution)
+    return transformed and any(isinstance(t, AbsTransform) for t in fn.transforms)
 
 
 def _is_discrete(fn) -> bool:
@@ -129,8 +143,8 @@ def _checked(fn: dist.Distribution, array, shape: tuple[int, ...], what: str) ->
 def _elementwise(cls: type, names: str, forward: Callable, inverse: Callable) -> None:
     """Register ``forward(z, *parameters)`` and ``inverse(value, *parameters)`` for a scalar family.
 
-    Parameters are broadcast to the batch shape and cast to the dtype of the array, so neither rank promotion nor
-    a double-precision constant in the model reaches the formulas.
+    Parameters are broadcast to the batch shape and cast to the dtype of the array, so neither rank promotion
+    nor a double-precision constant in the model reaches the formulas.
     """
 
     def parameters(fn, array):
@@ -166,6 +180,24 @@ def _uniform(z, low, high):
 def _uniform_score(x, low, high):
     width = high - low
     return q.normal_score(jnp.log((x - low) / width), jnp.log((high - x) / width))
+
+
+def _log_uniform(z, low, high):
+    log_p = q.log_ndtr(-jnp.abs(z))
+    distance = _log_ratio(high, low) * jnp.exp(log_p)
+    return _inside(jnp.where(z <= 0, low * jnp.exp(distance), high * jnp.exp(-distance)), low, high)
+
+
+def _log_uniform_score(x, low, high):
+    width = _log_ratio(high, low)
+    return q.normal_score(jnp.log(_log_ratio(x, low) / width), jnp.log(_log_ratio(high, x) / width))
+
+
+def _log_ratio(x, y):
+    """``log(x / y)``, from the difference where the two are close."""
+    ratio = x / y
+    close = jnp.abs(ratio - 1.0) < 0.5
+    return jnp.where(close, jnp.log1p(jnp.where(close, (x - y) / y, 0.0)), jnp.log(ratio))
 
 
 def _half_cauchy(z):
@@ -245,16 +277,7 @@ _elementwise(
     lambda x, loc, scale: -q.log_exponential_score((loc - x) / scale),
 )
 _elementwise(dist.Uniform, "low high", _uniform, _uniform_score)
-_elementwise(
-    dist.LogUniform,
-    "low high",
-    lambda z, low, high: _inside(jnp.exp(_uniform(z, jnp.log(low), jnp.log(high))), low, high),
-    # log(x / low) rather than a difference of logs: it keeps the distance from either bound
-    lambda x, low, high: q.normal_score(
-        jnp.log(_log_ratio(x, low) / _log_ratio(high, low)),
-        jnp.log(_log_ratio(high, x) / _log_ratio(high, low)),
-    ),
-)
+_elementwise(dist.LogUniform, "low high", _log_uniform, _log_uniform_score)
 _elementwise(
     dist.Exponential,
     "rate",
@@ -318,13 +341,6 @@ _elementwise(
 _elementwise(dist.Kumaraswamy, "concentration1 concentration0", _kumaraswamy, _kumaraswamy_score)
 
 
-def _log_ratio(x, y):
-    """``log(x / y)``, by the difference where the two are close."""
-    ratio = x / y
-    close = jnp.abs(ratio - 1.0) < 0.5
-    return jnp.where(close, jnp.log1p(jnp.where(close, (x - y) / y, 0.0)), jnp.log(ratio))
-
-
 # ----------------------------------------------------------------------------------------------------
 # Truncation of a symmetric location-scale family
 # ----------------------------------------------------------------------------------------------------
@@ -359,7 +375,7 @@ def _from_standard_truncated(fn, z):
     lower = z <= 0
     sign = jnp.where(lower, 1.0, -1.0)
     value, offset = q.truncated_lower(family, -jnp.abs(z), jnp.where(lower, a, -b), jnp.where(lower, b, -a))
-    at_bound = offset < jnp.abs(value)
+    at_bound = q.nearer_bound(value, offset)
     anchor = jnp.where(at_bound, jnp.where(lower, low, high), loc)
     return _inside(anchor + sign * scale * jnp.where(at_bound, offset, value), low, high)
 
@@ -422,7 +438,8 @@ def _mean_and_factor(fn, factor, array):
 
 
 def _low_rank_root(factor, x, weight):
-    """``x + A V w(s) V^T A^T x`` for ``A^T A = V (s^2 - 1) V^T``: the symmetric root of ``I + A A^T``, or its inverse.
+    """``x + A V w(s) V^T A^T x`` for ``A^T A = V (s^2 - 1) V^T``: the symmetric root of ``I + A A^T``, or its
+    inverse.
 
     The root is ``w(s) = (s - 1) / (s^2 - 1) = 1 / (s + 1)``, the inverse root ``(1/s - 1) / (s^2 - 1)``.
     """
@@ -473,8 +490,8 @@ def _(fn: dist.ExpandedDistribution, value):
 def _over_copies(fn, apply, array):
     """Apply a map of the base distribution to every independent copy that an expanded distribution holds.
 
-    Copies are the leading new dimensions, and every dimension where the base has size 1 and the expansion more. All
-    are moved to the front, mapped over as one, and moved back.
+    Copies are the leading new dimensions, and every dimension where the base has size 1 and the expansion
+    more. All are moved to the front, mapped over as one, and moved back.
     """
     base_batch = fn.base_dist.batch_shape
     lead = len(fn.batch_shape) - len(base_batch)

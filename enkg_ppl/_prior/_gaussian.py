@@ -81,6 +81,12 @@ class GaussianPrior(Prior):
         return self.mean.shape[0]
 
     @property
+    def is_standard(self) -> bool:
+        """Whether this is N(0, I) in the standard basis; needs concrete arrays."""
+        plain = self.to_basis is _identity and self.from_basis is _identity
+        return plain and bool(jnp.all(self.mean == 0)) and bool(jnp.all(self.variances == 1))
+
+    @property
     def location(self) -> Vector:
         return self.mean
 

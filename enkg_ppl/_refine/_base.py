@@ -8,6 +8,7 @@ from collections.abc import Callable
 import equinox as eqx
 
 from enkg_ppl._flow import Flow
+from enkg_ppl._forward import Evaluator
 from enkg_ppl._posterior import Posterior
 from enkg_ppl._prior import GaussianPrior
 from enkg_ppl._problem import InverseProblem
@@ -27,10 +28,14 @@ class Refinement(eqx.Module):
         *,
         num_particles: int,
         guided: Ensemble | None = None,
-        chunk_size: int | None = None,
+        evaluator: Evaluator | None = None,
         progress: Progress | None = None,
     ) -> Posterior:
-        """Draw `num_particles` times from the posterior; `guided` is an ensemble near it, shape (J, dim)."""
+        """Draw `num_particles` times from the posterior.
+
+        `guided`: an ensemble near it, shape (J, dim). `evaluator`: simulates and counts, for `standardised(problem)`.
+        The posterior's count is of the evaluations made here.
+        """
 
 
 class _Decoded(eqx.Module):
@@ -53,7 +58,9 @@ def encode(prior, x: Vector) -> Vector:
 
 
 def standardised(problem: InverseProblem) -> InverseProblem:
-    """The same problem for z, whose prior is N(0, I)."""
+    """The same problem for z, whose prior is N(0, I); the very same where it is so already."""
+    if isinstance(problem.prior, GaussianPrior) and problem.prior.is_standard:
+        return problem
     location = problem.prior.location
     prior = GaussianPrior(location * 0, location * 0 + 1)
     return InverseProblem(prior, _Decoded(problem), problem.likelihood)

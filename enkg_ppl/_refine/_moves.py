@@ -151,7 +151,7 @@ def jump(key: Key, evaluate: Evaluator, target: Target, reference: StudentMixtur
     """Label jump of every particle: one forward evaluation each. Returns the group and the share that moved."""
     key_propose, key_accept = jr.split(key)
     z = _propose_jump(key_propose, reference, group.z)
-    return _accept_jump(key_accept, target, reference, group, Group(z, evaluate(z)))
+    return _accept_jump(key_accept, target, reference, group, Group(z, evaluate.log_likelihood(z)))
 
 
 def slice_move(key: Key, evaluate: Evaluator, target: Target, reference: StudentMixture, group: Group) -> Group:
@@ -162,7 +162,7 @@ def slice_move(key: Key, evaluate: Evaluator, target: Target, reference: Student
         pending = np.asarray(move.pending)
         if not pending.any():
             break
-        log_likelihood = evaluate(move.proposal, pending)
+        log_likelihood = evaluate.log_likelihood(move.proposal, pending)
         group, move = _advance_slice(
             jr.fold_in(key_shrink, i), target, reference, group, move, log_likelihood
         )

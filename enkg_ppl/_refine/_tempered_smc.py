@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._posterior import Posterior
+from enkg_ppl._prior import Prior
 from enkg_ppl._refine._base import Progress, Refinement, decode, encode, standardised
 from enkg_ppl._refine._moves import Group, Start, Target, jump, log_standard_normal, slice_move
 from enkg_ppl._refine._reference import fit_student_mixture, inflated
@@ -60,7 +61,7 @@ class TemperedSMC(Refinement):
         *,
         num_particles: int,
         guided: Ensemble | None = None,
-        chunk_size: int | None = None,
+        evaluator: Evaluator | None = None,
         progress: Progress | None = None,
     ) -> Posterior:
         if num_particles < 4:
@@ -69,10 +70,11 @@ class TemperedSMC(Refinement):
                 f"got num_particles={num_particles}"
             )
         progress = progress or (lambda fraction, words: None)
-        evaluate = Evaluator(standardised(problem), chunk_size)
+        evaluate = evaluator or Evaluator(standardised(problem), batch_size(num_particles))
+        count, num_failed = evaluate.count, evaluate.num_failed
         key_start, key = jr.split(key)
         start, z = self._start(key_start, problem, num_particles, guided)
-        log_likelihood = evaluate(z)
+        log_likelihood = evaluate.log_likelihood(z)
         if not bool(jnp.any(jnp.isfinite(log_likelihood))):
             raise ValueError(
                 f"the likelihood is zero or not finite at all {num_particles} starting particles: check the "
@@ -87,12 +89,12 @@ class TemperedSMC(Refinement):
             ensemble, moved = self._move(key_move, evaluate, Target(jnp.asarray(beta, z.dtype), start), ensemble)
             trace.append({"beta": beta, "ess": float(ess), **moved})
             progress(beta, f"temperature {beta:.3g}, {evaluate.count:,} evaluations")
-        x = jax.jit(jax.vmap(lambda z: decode(problem.prior, z)))(ensemble.z)
+        x = _decode_all(problem.prior, ensemble.z)
         return Posterior(
             draws=x,
             log_likelihood=ensemble.log_likelihood,
             log_evidence=log_evidence,
-            num_forward_evaluations=evaluate.count,
+            num_forward_evaluations=evaluate.count - count,
             method="TemperedSMC",
             stats={
                 "num_levels": len(trace),
@@ -100,7 +102,7 @@ class TemperedSMC(Refinement):
                 "jump_acceptance": trace[-1]["jump_acceptance"],
                 "correlation": trace[-1]["correlation"],
                 "correlation_limit": self._limit(True, num_particles),
-                "num_failed": evaluate.num_failed,
+                "num_failed": evaluate.num_failed - num_failed,
                 "levels": trace,
             },
         )
@@ -111,10 +113,10 @@ class TemperedSMC(Refinement):
         if guided is None:
             return None, jr.normal(key, (num_particles, problem.dim), location.dtype)
         key_fit, key_draw = jr.split(key)
-        z = jax.jit(jax.vmap(lambda x: encode(problem.prior, x)))(guided)
+        z = _encode_all(problem.prior, guided)
         mixture = _fit(key_fit, z, self._components(guided.shape[0], problem.dim))
         start = Start(inflated(mixture, self.inflation), self.prior_share)
-        return start, jax.jit(jax.vmap(start.sample))(jr.split(key_draw, num_particles))
+        return start, _sample_start(key_draw, start, num_particles)
 
     def _components(self, num_particles: int, dim: int) -> int:
         """A component wants a few particles a dimension; with fewer, one Gaussian-like ellipse is better."""
@@ -148,7 +150,27 @@ class TemperedSMC(Refinement):
         return ensemble, moved
 
 
+def batch_size(num_particles: int) -> int:
+    """Particles that are simulated at a time: half the ensemble, rounded up."""
+    return -(-num_particles // 2)
+
+
 _fit = eqx.filter_jit(fit_student_mixture)
+
+
+@eqx.filter_jit
+def _decode_all(prior: Prior, z: Ensemble) -> Ensemble:
+    return jax.vmap(lambda z: decode(prior, z))(z)
+
+
+@eqx.filter_jit
+def _encode_all(prior: Prior, x: Ensemble) -> Ensemble:
+    return jax.vmap(lambda x: encode(prior, x))(x)
+
+
+@eqx.filter_jit
+def _sample_start(key: Key, start: Start, num_particles: int) -> Ensemble:
+    return jax.vmap(start.sample)(jr.split(key, num_particles))
 
 
 @eqx.filter_jit

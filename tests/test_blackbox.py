@@ -1,0 +1,159 @@
+"""Host code in JAX code: calls, counts, and what a user reads when it fails."""
+
+import subprocess
+import sys
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from enkg_ppl import BlackBoxError, GaussianLikelihood, GaussianPrior, InverseProblem, blackbox, guide
+
+A, B = np.arange(6.0).reshape(3, 2), np.array([1.0, 2.0, 3.0])
+EXPECTED = np.stack([A.sum(1) * B, B**2], axis=1)
+
+
+def one(a, b):
+    return np.array([a.sum() * b, b**2])
+
+
+def together(a, b):
+    return np.stack([a.sum(1) * b, b**2], axis=1)
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_one_and_many(vectorized):
+    calls = []
+
+    def fn(a, b):
+        calls.append(np.shape(b))
+        return together(a, b) if vectorized else one(a, b)
+
+    simulate = blackbox(fn, (2,), vectorized=vectorized)
+    np.testing.assert_allclose(simulate(A[1], B[1]), EXPECTED[1])
+    np.testing.assert_allclose(jax.jit(jax.vmap(simulate))(A, B), EXPECTED)
+    assert simulate.num_calls == 4
+    assert calls == ([(1,), (3,)] if vectorized else [()] * 4)
+
+
+def test_unbatched_and_nested_arguments():
+    """An argument that all particles share arrives once a particle; nested vmaps are one flat batch."""
+    simulate = blackbox(together, (2,), vectorized=True)
+    shared = jax.vmap(simulate, in_axes=(0, None))(A, 2.0)
+    np.testing.assert_allclose(shared, together(A, np.full(3, 2.0)))
+    nested = jax.vmap(jax.vmap(simulate, in_axes=(None, 0)), in_axes=(0, None))(A, B)
+    np.testing.assert_allclose(nested, [[one(a, b) for b in B] for a in A])
+    assert simulate.num_calls == 3 + 9
+
+
+def test_executor_and_subprocess():
+    def fn(a, b):
+        code = f"print({float(a.sum() * b)!r}, {float(b**2)!r})"
+        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        return np.array(out.split(), float)
+
+    with ThreadPoolExecutor(2) as pool:
+        simulate = blackbox(fn, (2,), executor=pool)
+        np.testing.assert_allclose(jax.vmap(simulate)(A, B), EXPECTED)
+    assert simulate.num_calls == 3
+
+
+def test_no_gradient():
+    simulate = blackbox(one, (2,), name="climate")
+    with pytest.raises(TypeError, match=r"climate is a black box and has no gradient: use .*EnKG"):
+        jax.grad(lambda b: simulate(A[0], b).sum())(1.0)
+
+
+def run(simulate):
+    problem = InverseProblem(GaussianPrior.standard(2), simulate, GaussianLikelihood(jnp.zeros(2), 1.0))
+    return guide(jax.random.key(0), problem, num_particles=8, progress=lambda *_: None)
+
+
+def fails(theta):
+    if theta[0] > 0.5:
+        raise ZeroDivisionError("in the user's own code")
+    return theta
+
+
+def test_the_users_traceback_and_parameters():
+    simulate = blackbox(fails, (2,))
+    with pytest.raises(BlackBoxError) as caught:
+        run(simulate)
+    message = str(caught.value)
+    assert message.startswith("fails raised ZeroDivisionError: in the user's own code, for theta=[")
+    assert "on_failure='reject'" in message
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    lines = traceback.format_exception(caught.value.__cause__)
+    assert any("raise ZeroDivisionError" in line and "in fails" in line for line in lines)
+    assert simulate.num_calls <= 16, "it was called again after it had failed"
+
+
+def test_a_failing_ensemble_names_its_first_member():
+    def fn(theta):
+        raise OSError("disk full")
+
+    with pytest.raises(BlackBoxError, match=r"fn raised OSError: disk full, for an ensemble of 16 whose first"):
+        run(blackbox(fn, (2,), vectorized=True))
+
+
+@pytest.mark.parametrize(
+    ("fn", "words"),
+    [
+        (lambda theta: np.zeros(3), r"returned shape \(3,\) where \(2,\) is due: correct the shape given to blackbox"),
+        (lambda theta: np.array(["a", "b"]), r"returned dtype <U1 where float64 is due: return numbers"),
+        (lambda theta: theta + 1j, r"returned dtype complex128 .*stack real and imaginary"),
+        (lambda theta: theta * np.nan, r"returned NaN for theta=\[.*on_failure='reject'"),
+        (lambda theta: None, r"returned dtype object where float64 is due"),
+    ],
+    ids=["shape", "strings", "complex", "nan", "none"],
+)
+def test_bad_results(fn, words):
+    with pytest.raises(BlackBoxError, match=words):
+        run(blackbox(fn, (2,), name="simulate"))
+    with pytest.raises(Exception, match=words):
+        blackbox(fn, (2,), name="simulate")(jnp.ones(2))
+
+
+def test_missing_particle_axis():
+    with pytest.raises(BlackBoxError, match=r"returned shape \(2,\) where \(16, 2\) is due, one leading axis"):
+        run(blackbox(lambda theta: np.zeros(2), (2,), vectorized=True))
+
+
+def test_rejected_parameters_are_nan():
+    simulate = blackbox(fails, (2,), on_failure="reject")
+    theta = np.array([[0.0, 1.0], [1.0, 1.0]])
+    np.testing.assert_array_equal(jax.vmap(simulate)(theta), [[0.0, 1.0], [np.nan, np.nan]])
+    assert (simulate.num_calls, simulate.num_rejected) == (2, 1)
+    assert np.all(np.isfinite(run(simulate).draws))
+
+
+def test_timeout():
+    simulate = blackbox(lambda theta: time.sleep(1.0), (2,), timeout=0.05, name="slow")
+    with pytest.raises(BlackBoxError, match=r"slow took longer than 0.05 s, for theta="):
+        run(simulate)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: blackbox(3, ()), TypeError, "blackbox needs a function; got 3"),
+        (lambda: blackbox(one, "ab"), ValueError, "shape as a tuple of whole numbers"),
+        (lambda: blackbox(one, (2,), on_failure="skip"), ValueError, "on_failure 'raise' or 'reject'; got 'skip'"),
+        (lambda: blackbox(one, (2,), timeout=0), ValueError, "timeout > 0 seconds or None; got 0"),
+        (lambda: blackbox(one, (2,), executor=3), TypeError, "executor with a submit method; got 3"),
+    ],
+)
+def test_bad_arguments(make, error, words):
+    with pytest.raises(error, match=words):
+        make()
+
+
+def test_large_ensembles_do_not_deadlock():
+    """Large arrays in a callback have hung JAX on few cores before."""
+    simulate = blackbox(lambda x: np.cumsum(x, axis=1), (4096,), vectorized=True)
+    x = np.ones((512, 4096))
+    np.testing.assert_array_equal(jax.jit(jax.vmap(simulate))(x)[:, -1], 4096)
