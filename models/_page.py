@@ -1,7 +1,7 @@
 """Report pages of the worked problems: one HTML file with everything inside, no script, nothing fetched.
 
-Pictures are matplotlib's, inlined as SVG whose inks follow the page, so that they read in dark mode too. The method
-under test is drawn filled in blue, its reference as dashed orange outlines, everywhere.
+Pictures are matplotlib's, inlined as SVG whose inks follow the page, so that they read in dark mode too. The
+method under test is drawn filled in blue, its reference as dashed orange outlines, everywhere.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import ArrayLike, Float
+from jaxtyping import Float
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -304,7 +304,7 @@ def _pair_legend(figure: Figure, names: tuple[str, str]) -> None:
 def interval_figure(
     scalars: Sequence[Scalar], names: tuple[str, str], size: tuple[float, float] = (7.6, 3.4)
 ) -> Figure:
-    """Marginals in the reference's own units: 50 and 90 % intervals, centred and scaled by its mean and sd."""
+    """Marginals as 50 and 90 % intervals, centred and scaled by the reference's mean and sd."""
     with style():
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
@@ -370,10 +370,7 @@ def _page_font(match: re.Match[str]) -> str:
 
 
 def figure_block(pictures: Iterable[str], caption: str, *, wide: bool = False) -> str:
-    """Pictures side by side where there is room, below one another where not; `wide` scrolls on a phone instead.
-
-    `caption` is HTML.
-    """
+    """Pictures side by side (below one another on a phone), or `wide` and scrolling; `caption` is HTML."""
     cells = "".join(f'<div class="picture">{picture}</div>' for picture in pictures)
     kind = "wide" if wide else "row"
     return f'<figure><div class="{kind}">{cells}</div><figcaption>{caption}</figcaption></figure>'
@@ -467,7 +464,7 @@ def code_block(code: str) -> str:
 
 
 def page(title: str, lead: str, facts: Mapping[str, str], sections: Iterable[Section]) -> str:
-    """The whole page. `lead` and each section's `text` and `body` are HTML; `title` and headings are plain text."""
+    """The whole page. `lead` and each section's `text` and `body` are HTML, the titles plain text."""
     parts = "".join(
         f"<section><h2>{html.escape(section.heading)}</h2><p>{section.text}</p>{section.body}</section>"
         for section in sections
@@ -484,8 +481,8 @@ def page(title: str, lead: str, facts: Mapping[str, str], sections: Iterable[Sec
 STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --muted: #5f6772; --grid: #e3e6ea; --card: #ffffff;
   --paper: #f6f7f9; --method: #0072b2; --reference: #d55e00; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --muted: #a0a8b2; --grid: #343a42; --card: #1b1f24;
-  --paper: #121519; --method: #56b4e9; --reference: #f0914a; } }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --muted: #a0a8b2; --grid: #343a42;
+  --card: #1b1f24; --paper: #121519; --method: #56b4e9; --reference: #f0914a; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.6; font-size: 1.03rem;
   font-family: Inter, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
@@ -495,9 +492,12 @@ h2 { font-size: 1.3rem; letter-spacing: -0.01em; margin: 3rem 0 .4rem; }
 p { max-width: 44rem; margin: .4rem 0 1rem; }
 .lead { font-size: 1.15rem; color: var(--muted); }
 .lead b, .lead strong { color: var(--ink); font-weight: 600; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem; margin: 1.8rem 0; }
-.facts div { background: var(--card); border: 1px solid var(--grid); border-radius: .7rem; padding: .8rem 1rem; }
-.facts strong { display: block; font-size: 1.45rem; letter-spacing: -0.01em; font-variant-numeric: tabular-nums; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem;
+  margin: 1.8rem 0; }
+.facts div { background: var(--card); border: 1px solid var(--grid); border-radius: .7rem;
+  padding: .8rem 1rem; }
+.facts strong { display: block; font-size: 1.45rem; letter-spacing: -0.01em;
+  font-variant-numeric: tabular-nums; }
 .facts span { display: block; color: var(--muted); font-size: .85rem; line-height: 1.35; }
 figure { margin: 1.2rem 0; background: var(--card); border: 1px solid var(--grid); border-radius: .8rem;
   padding: 1rem; }
@@ -515,9 +515,10 @@ th:first-child, td:first-child { text-align: left; }
 pre { margin: 0; padding: 1rem; font: .86rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .9em; }
 .formula { display: block; margin: .8rem 0; padding: .8rem 1.1rem; border-left: 3px solid var(--method);
-  background: var(--card); font-family: "STIX Two Text", Cambria, Georgia, serif; font-size: 1.1rem; line-height: 1.8;
-  overflow-x: auto; }
+  background: var(--card); font-family: "STIX Two Text", Cambria, Georgia, serif; font-size: 1.1rem;
+  line-height: 1.8; overflow-x: auto; }
 .swatch { display: inline-block; width: 1.6em; height: .65em; border-radius: 2px; background: var(--method); }
-.swatch.reference { background: none; border-top: 2px dashed var(--reference); height: 0; vertical-align: .25em; }
+.swatch.reference { background: none; border-top: 2px dashed var(--reference); height: 0;
+  vertical-align: .25em; }
 @media (max-width: 40rem) { figure { padding: .6rem; } th, td { padding: .45rem .6rem; } }
 """

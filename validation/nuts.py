@@ -13,8 +13,8 @@ import numpy as np
 from blackjax.adaptation.base import get_filter_adapt_info_fn
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
-from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro import handlers
+from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer import init_to_sample
 from numpyro.infer.util import constrain_fn, potential_energy, unconstrain_fn
 from scipy.optimize import minimize
@@ -30,9 +30,9 @@ class NutsResult(NamedTuple):
 
     Attributes:
         samples: constrained draws of every latent and deterministic site, `(chain, draw, *site shape)`.
-        num_gradient_evaluations: leapfrog steps of all chains, warm-up included, one gradient each, plus one at
-            each chain's start and those of the descents to it. Chains run in lock-step, so a machine may have
-            computed more.
+        num_gradient_evaluations: leapfrog steps of all chains, warm-up included, one gradient each, plus one
+            at each chain's start and those of the descents to it. Chains run in lock-step, so a machine may
+            have computed more.
         seconds: wall-clock time, compilation included.
         num_divergences: divergent transitions after warm-up, all chains together.
         r_hat: split R-hat of each latent site, in the site's shape.
@@ -186,7 +186,7 @@ def _best_starts(
     log_density: LogDensity,
     num_descents: int,
 ) -> tuple[Unconstrained, int]:
-    """For every chain the best of its own candidates, `(chain, ...)`, and the gradient evaluations it took."""
+    """For every chain the best of its candidates, `(chain, ...)`, and the gradient evaluations that took."""
     num_kept = min(max(num_descents, 1), keys.shape[1])
 
     @jax.jit

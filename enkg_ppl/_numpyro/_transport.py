@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
+from numpyro.distributions import truncated
 from numpyro.distributions.transforms import AbsTransform
 
 from enkg_ppl import _quantile as q
@@ -388,9 +389,9 @@ def _to_standard_truncated(fn, value):
 
 
 for _cls in (
-    dist.truncated.LeftTruncatedDistribution,
-    dist.truncated.RightTruncatedDistribution,
-    dist.truncated.TwoSidedTruncatedDistribution,
+    truncated.LeftTruncatedDistribution,
+    truncated.RightTruncatedDistribution,
+    truncated.TwoSidedTruncatedDistribution,
 ):
     from_standard.register(_cls, _from_standard_truncated)
     to_standard.register(_cls, _to_standard_truncated)
@@ -519,7 +520,7 @@ def _(fn: dist.TransformedDistribution, z):
     with jax.numpy_rank_promotion("allow"):  # the transforms are NumPyro's, and rely on it
         for transform in fn.transforms:
             value = transform(value)
-    return value.astype(jnp.result_type(z))
+    return jnp.asarray(value, jnp.result_type(z))
 
 
 @to_standard.register
