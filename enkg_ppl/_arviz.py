@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import arviz as az
+import numpy as np
 
 ONE = int(az.__version__.split(".")[0]) >= 1  # the 1.x line keeps its groups in an xarray DataTree
 
@@ -12,9 +13,11 @@ ONE = int(az.__version__.split(".")[0]) >= 1  # the 1.x line keeps its groups in
 def from_fitted(enkg, prior, posterior_predictive, log_likelihood, options: dict[str, Any]):
     """`arviz.from_numpyro`, with the pointwise log likelihood from the run instead of from running the model again.
 
-    `enkg`: an `EnKG` that has run. `prior`, `posterior_predictive`: dictionaries of draws, or None.
+    `enkg`: an `EnKG` that has run. `prior`, `posterior_predictive`: draws that lead with (chain, draw), or None.
     `log_likelihood`: a dictionary of arrays that lead with (chain, draw), or None.
     """
+    if prior is not None and not ONE:  # 0.x reads prior draws as one chain
+        prior = {name: np.reshape(values, (-1, *np.shape(values)[2:])) for name, values in prior.items()}
     idata = az.from_numpyro(
         enkg, prior=prior, posterior_predictive=posterior_predictive, log_likelihood=False, **options
     )

@@ -447,12 +447,14 @@ def _value(value: Any) -> str:
         return str(value)
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_value(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        return "; ".join(value) or "none"
     try:
         numbers = np.asarray(value, float)
     except (TypeError, ValueError):
         return str(value)
     if numbers.ndim == 0:
-        return f"{numbers:,.0f}" if numbers == np.round(numbers) else f"{numbers:.3g}"
+        return f"{numbers:,.0f}" if numbers == np.round(numbers) else f"{numbers:.4g}"
     if numbers.size > 8:
         return f"{numbers.size} values, {np.nanmin(numbers):.3g} to {np.nanmax(numbers):.3g}"
     return ", ".join(f"{number:.3g}" for number in numbers.ravel())

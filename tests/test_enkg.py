@@ -160,6 +160,9 @@ def test_copies(fitted):
     assert (enkg.last_state, enkg.post_warmup_state) == (None, None)
 
 
+LINE = jnp.array([0.9, 1.5, 0.5])
+
+
 def linear(y=None):
     a = numpyro.sample("a", dist.Normal(1.0, 2.0))
     numpyro.sample("y", dist.Normal(a * jnp.array([1.0, 2.0, 0.5]), 0.3).to_event(1), obs=y)
@@ -169,10 +172,10 @@ def test_keys():
     """Old and new keys are the same randomness; another key is not; the progress bar changes nothing."""
     draws = []
     for key, bar in ((jr.key(3), False), (jr.PRNGKey(3), True), (jr.key(4), False)):
-        enkg = EnKG(linear, num_particles=32, progress_bar=bar)
+        enkg = EnKG(linear, num_particles=J, progress_bar=bar)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            enkg.run(key, Y)
+            enkg.run(key, LINE)
         draws.append(np.asarray(enkg.get_samples()["a"]))
     np.testing.assert_array_equal(draws[0], draws[1])
     assert np.abs(draws[0] - draws[2]).max() > 0.01
@@ -180,12 +183,12 @@ def test_keys():
 
 def test_guided_ensemble_alone():
     enkg = EnKG(linear, num_particles=J, refine=None, progress_bar=False)
-    enkg.run(jr.key(5), Y)
+    enkg.run(jr.key(5), LINE)
     assert enkg.log_evidence is None
     assert "gives no evidence" in enkg.diagnostics()["log_evidence"]
     assert enkg.num_forward_evaluations == J * 21
     precision = 1 / 4 + 5.25 / 0.09
-    mean = (1 / 4 + (1 + 1 + 0.75) / 0.09) / precision
+    mean = (1 / 4 + (0.9 + 3.0 + 0.25) / 0.09) / precision
     assert abs(enkg.get_samples()["a"].mean() - mean) < 5 / (precision * J) ** 0.5
 
 
@@ -198,7 +201,7 @@ def test_unknown_noise_scale():
         mean = numpyro.sample("mean", dist.Normal(0.0, jnp.sqrt(variance / 0.1)))
         numpyro.sample("y", dist.Normal(mean, jnp.sqrt(variance)).expand([8]).to_event(1), obs=y)
 
-    enkg = EnKG(model, num_particles=2 * J, progress_bar=False)
+    enkg = EnKG(model, num_particles=J, num_ensembles=2, progress_bar=False)
     enkg.run(jr.key(6), jnp.asarray(data))
     n, kappa = 8, 0.1
     shape = 3 + n / 2
@@ -240,7 +243,7 @@ def test_misfit_is_told():
         a = numpyro.sample("a", dist.Normal(0.0, 1.0))
         numpyro.sample("y", dist.Normal(jnp.tanh(a), 0.05).expand([4]).to_event(1), obs=y)
 
-    enkg = EnKG(model, num_particles=64, progress_bar=False)
+    enkg = EnKG(model, num_particles=J, progress_bar=False)
     with pytest.warns(UserWarning, match="EnKG: the draws miss the data by more than the noise allows"):
         enkg.run(jr.key(8), jnp.full(4, 3.0))
     assert enkg.diagnostics().warnings
@@ -249,11 +252,11 @@ def test_misfit_is_told():
 def test_too_few_moves_are_told():
     enkg = EnKG(linear, num_particles=J, progress_bar=False, refine=TemperedSMC(min_cycles=(0, 0), max_cycles=(0, 0)))
     with pytest.warns(UserWarning, match="particles still remember where they were resampled"):
-        enkg.run(jr.key(9), Y)
+        enkg.run(jr.key(9), LINE)
 
 
 def test_progress_is_shown(capsys):
-    EnKG(linear, num_particles=J).run(jr.key(10), Y)
+    EnKG(linear, num_particles=J).run(jr.key(10), LINE)
     text = capsys.readouterr().err
     assert "guiding, level 5 of 5" in text
     assert "temperature 1" in text
@@ -264,9 +267,9 @@ def test_float32_runs():
     """The default of JAX users: 32-bit floats, the same posterior."""
     with jax.enable_x64(False):
         enkg = EnKG(linear, num_particles=J, progress_bar=False)
-        enkg.run(jr.key(11), jnp.asarray(Y, jnp.float32))
+        enkg.run(jr.key(11), jnp.asarray(LINE, jnp.float32))
         draws = enkg.get_samples()["a"]
         assert draws.dtype == jnp.float32
     precision = 1 / 4 + 5.25 / 0.09
-    mean = (1 / 4 + (1 + 1 + 0.75) / 0.09) / precision
+    mean = (1 / 4 + (0.9 + 3.0 + 0.25) / 0.09) / precision
     assert abs(float(draws.mean()) - mean) < 5 / (precision * J) ** 0.5

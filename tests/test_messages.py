@@ -12,6 +12,7 @@ from numpyro import handlers
 from enkg_ppl import BlackBoxError, EnKG, KalmanCorrection, ModelError, blackbox
 
 KEY, Y = jr.key(0), jnp.array([0.5, 0.7])
+J = 256  # as in test_enkg.py: one compiled program serves both
 
 
 def good(y=None):
@@ -20,7 +21,7 @@ def good(y=None):
 
 
 def run(model, *args, **kwargs):
-    EnKG(model, num_particles=8, progress_bar=False).run(KEY, *args, **kwargs)
+    EnKG(model, num_particles=J, progress_bar=False).run(KEY, *args, **kwargs)
 
 
 def with_prior(prior):
@@ -74,7 +75,7 @@ MODELS = {
 def test_models_that_cannot_be_inferred(model, args, words):
     with pytest.raises(ModelError, match=words) as caught:
         run(model, *args)
-    assert str(caught.value).count(". ") == 0, "one sentence"
+    assert str(caught.value).replace("e.g. ", "").count(". ") == 0, "one sentence"
 
 
 def test_misspelt_model_argument():
@@ -149,14 +150,14 @@ def test_a_failing_simulator(fn, words):
         a = numpyro.sample("a", dist.Normal(0.0, 1.0))
         numpyro.sample("y", dist.Normal(simulate(a), 0.5).to_event(1), obs=y)
 
-    enkg = EnKG(model, num_particles=8, progress_bar=False)
+    enkg = EnKG(model, num_particles=J, progress_bar=False)
     with pytest.raises(BlackBoxError, match=words):
         enkg.run(KEY, Y)
     assert enkg._result is None
 
 
 def test_nothing_is_lost_when_a_second_run_fails():
-    enkg = EnKG(good, num_particles=64, progress_bar=False, correction=KalmanCorrection(num_steps=2), refine=None)
+    enkg = EnKG(good, num_particles=J, progress_bar=False, correction=KalmanCorrection(num_steps=2), refine=None)
     enkg.run(KEY, Y)
     before = enkg.get_samples()
     with pytest.raises(ModelError):
@@ -169,7 +170,7 @@ def test_guidance_alone_needs_something_to_predict():
         a = numpyro.sample("a", dist.Normal(0.0, 1.0))
         numpyro.factor("f", -(a**2))
 
-    enkg = EnKG(model, num_particles=64, refine=None, progress_bar=False)
+    enkg = EnKG(model, num_particles=J, refine=None, progress_bar=False)
     with pytest.raises(ModelError, match=r"guidance can use no observed site \('f': numpyro.factor has no data"):
         enkg.run(KEY)
 

@@ -144,7 +144,8 @@ def test_gaussian_response_has_the_right_moments(name):
     fn, value = OBSERVATIONS[name]
     response = gaussian_response(fn, value)
     assert response.prediction.shape == response.observation.shape == response.noise.shape == (2,)
-    data = fn.sample(jr.key(0), (20_000,))
+    with jax.numpy_rank_promotion("allow"):  # NumPyro's samplers promote ranks
+        data = fn.sample(jr.key(0), (20_000,))
     many = jax.vmap(lambda y: gaussian_response(fn, y))(data)
     residual = np.asarray(many.observation - many.prediction)
     assert np.all(np.abs(residual.mean(0)) < 5 * residual.std(0) / 20_000**0.5)

@@ -48,11 +48,6 @@ class NutsResult(NamedTuple):
     ess: Samples
     step_size: np.ndarray
 
-    @property
-    def latent_samples(self) -> Samples:
-        """The draws without deterministic sites, `(chain, draw, *site shape)`."""
-        return {name: self.samples[name] for name in self.r_hat}
-
     def flat(self) -> Samples:
         """All chains laid end to end: `(chain * draw, *site shape)` for every site."""
         return {name: draws.reshape(-1, *draws.shape[2:]) for name, draws in self.samples.items()}

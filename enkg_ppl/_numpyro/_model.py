@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from numpyro import handlers
 
 from enkg_ppl._likelihood import Likelihood, Response
-from enkg_ppl._numpyro._response import UnusableObservation, gaussian_response
+from enkg_ppl._numpyro._response import UnusableObservation, gaussian_response, ranks_may_differ
 from enkg_ppl._numpyro._transport import UnsupportedPriorError, from_standard, standard_shape, to_standard
 from enkg_ppl._prior import GaussianPrior
 from enkg_ppl._problem import InverseProblem
@@ -52,7 +52,8 @@ class Observation(eqx.Module):
 
     def log_prob(self) -> Array:
         """Log density of every independent datum, before `scale`."""
-        return self.fn.log_prob(self.value)
+        with ranks_may_differ():
+            return self.fn.log_prob(self.value)
 
 
 class SiteLikelihood(Likelihood):
@@ -161,9 +162,9 @@ class NumPyroModel:
     def _run(self, substitute) -> dict[str, Any]:
         seeded = handlers.seed(self.model, jr.key(0))  # a fixed key: the forward map is a function of z
         try:
-            return handlers.trace(handlers.substitute(seeded, substitute_fn=substitute)).get_trace(
-                *self.args, **self.kwargs
-            )
+            with ranks_may_differ():
+                traced = handlers.trace(handlers.substitute(seeded, substitute_fn=substitute))
+                return traced.get_trace(*self.args, **self.kwargs)
         except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
             raise ModelError(
                 "the model passes JAX values to host code such as NumPy or SciPy: wrap that function, as in "

@@ -18,6 +18,11 @@ from jaxtyping import Array
 from enkg_ppl._likelihood import Response
 
 
+def ranks_may_differ():
+    """NumPyro's own algebra promotes ranks, whatever the user has set JAX to allow elsewhere."""
+    return jax.numpy_rank_promotion("allow")
+
+
 class UnusableObservation(TypeError):
     """The guidance cannot use this observation; a refinement still accounts for it."""
 
@@ -28,7 +33,8 @@ def gaussian_response(fn: dist.Distribution, value: Array) -> Response:
     Raises `UnusableObservation` where the distribution has no mean and variance to work with.
     """
     shape = jnp.broadcast_shapes(fn.shape(), jnp.shape(value))
-    prediction, observation, noise = _response(fn, jnp.broadcast_to(jnp.asarray(value, float), shape))
+    with ranks_may_differ():
+        prediction, observation, noise = _response(fn, jnp.broadcast_to(jnp.asarray(value, float), shape))
     prediction, observation, noise = (
         jnp.broadcast_to(jnp.asarray(a, float), shape).ravel() for a in (prediction, observation, noise)
     )

@@ -1,0 +1,60 @@
+"""The structure keeps its promises: what the core imports, what the wheel holds, what files may say."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = sorted((ROOT / "enkg_ppl").rglob("*.py"))
+BRIDGES = {"numpyro": ("_numpyro", "calibration.py"), "arviz": ("_arviz.py",), "blackjax": ("_refine",)}
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level packages that a file imports, wherever in it."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    plain = {alias.name.split(".")[0] for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+    return plain | {(n.module or "").split(".")[0] for n in nodes if isinstance(n, ast.ImportFrom)}
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_foreign_imports_stay_in_their_bridges(path):
+    for package, places in BRIDGES.items():
+        if not any(place in path.relative_to(ROOT).parts for place in places):
+            assert package not in imported(path)
+    assert not imported(path) & {"models", "validation", "matplotlib", "scipy", "torch"}
+
+
+def test_arviz_is_not_imported_with_the_package():
+    """It takes seconds, and most runs do not need it."""
+    code = "import sys, enkg_ppl; sys.exit('arviz' in sys.modules)"
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_only_the_package_goes_into_the_wheel():
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert config["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["enkg_ppl"]
+
+
+def test_version_is_one():
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    version = config["project"]["version"]
+    assert importlib.import_module("enkg_ppl").__version__ == version
+    assert f"version: {version}" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_everything_exported_is_documented():
+    package = importlib.import_module("enkg_ppl")
+    for name in package.__all__:
+        assert (getattr(package, name).__doc__ or "").strip(), name
+    assert package.__all__ == sorted(package.__all__)
+
+
+def test_constraints_are_names_and_versions_only():
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        assert re.fullmatch(r"(#.*)?|[\w.\-]+==[\w.]+( ?; ?python_(full_)?version [<>=]+ ['\"][\d.]+['\"])?", line), line
