@@ -53,7 +53,7 @@ def diagnose(posteriors: list[Posterior], chi2_per_datum: float | None, num_data
 
 
 def _correlation_warning(posteriors: list[Posterior]) -> list[str]:
-    worst = max((p.stats.get("correlation", 0.0) - p.stats.get("correlation_limit", 1.0) for p in posteriors))
+    worst = max(p.stats.get("correlation", 0.0) - p.stats.get("correlation_limit", 1.0) for p in posteriors)
     if worst <= 0:
         return []
     correlation = max(p.stats["correlation"] for p in posteriors)

@@ -104,12 +104,15 @@ class Evaluator:
 
     def _in_batches(self, x: Ensemble, rows, size: int, finish):
         # Put together by NumPy: every number of rows would be another program for JAX to compile.
-        x, found = np.asarray(x), None
+        all_x, found = np.asarray(x), None
         for start in range(0, len(rows), size):
             batch = rows[start : start + size]
             padded = np.concatenate([batch, np.full(size - len(batch), batch[0])])
             part = jax.device_get(
-                finish(self.problem.likelihood, _simulate(self.problem.forward, x[padded], self.chunk_size))
+                finish(
+                    self.problem.likelihood,
+                    _simulate(self.problem.forward, jnp.asarray(all_x[padded]), self.chunk_size),
+                )
             )
             if found is None:
                 found = jax.tree.map(lambda a: np.zeros((len(x), *a.shape[1:]), a.dtype), part)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from enkg_ppl._types import Output, Scalar
@@ -39,10 +40,10 @@ class Likelihood(eqx.Module):
         return jax.grad(self.log_prob)(g)
 
     @abc.abstractmethod
-    def fisher(self, g: Float[Array, " m"]) -> Float[Array, " m"]:
+    def fisher(self, g: Output) -> Float[Array, " m"]:
         """Diagonal of the Fisher information ``E[score score^T]`` under ``y ~ p(. | g)``."""
 
-    def response(self, g: Float[Array, " m"]) -> Response:
+    def response(self, g: Output) -> Response:
         """The working response of Fisher scoring, ``g + F^-1 score`` with noise ``F^-1``.
 
         Source: McCullagh & Nelder (1989), section 2.5. For Gaussian noise this is y and Gamma.
@@ -52,7 +53,7 @@ class Likelihood(eqx.Module):
 
 
 def _check_positive(owner: str, name: str, value) -> None:
-    if not isinstance(value, jax.core.Tracer) and not bool(jnp.all(jnp.asarray(value) > 0)):
+    if not isinstance(value, Tracer) and not bool(jnp.all(jnp.asarray(value) > 0)):
         raise ValueError(f"{owner} needs {name} > 0 everywhere; got a smallest value of {jnp.min(value)}")
 
 

@@ -319,9 +319,7 @@ def _beta_constant(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Arra
     return half_log + _stirling(a + b) - _stirling(a) - _stirling(b)
 
 
-def _beta_divergence(
-    u: Float[Array, "..."], a: Float[Array, "..."], b: Float[Array, "..."]
-) -> Float[Array, "..."]:
+def _beta_divergence(u: Float[Array, "..."], a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
     """``KL(mean, x) = log(1 - m + m e^u) - m u`` at ``logit x = u + logit m``, ``m = a / (a + b)``, to
     relative accuracy.
     """
@@ -338,9 +336,7 @@ def _share(u: Float[Array, "..."], a: Float[Array, "..."], b: Float[Array, "..."
     return 1.0 / (1.0 + b / a * jnp.exp(-u))
 
 
-def _beta_fraction(
-    a: Float[Array, "..."], b: Float[Array, "..."], u: Float[Array, "..."]
-) -> Float[Array, "..."]:
+def _beta_fraction(a: Float[Array, "..."], b: Float[Array, "..."], u: Float[Array, "..."]) -> Float[Array, "..."]:
     """``I_x(a, b) B(a, b) / (x^a (1-x)^b)`` by its continued fraction, for ``x <= (a+1)/(a+b+2)``.
 
     The even part of DLMF 8.17.22, in the form of Didonato & Morris (1992, eq. 9), by Lentz's method. What
@@ -558,9 +554,7 @@ def _log_mass_by_quadrature(log_cdf: Callable, log_density: Callable, short: Cal
     def log_mass(low, high, width):
         is_short = short(low, high, width)
         start, length = jnp.where(is_short, low, 0.0), jnp.where(is_short, width, 1.0)
-        return jnp.where(
-            is_short, _log_short_integral(log_density, start, length), _log_difference(log_cdf, low, high)
-        )
+        return jnp.where(is_short, _log_short_integral(log_density, start, length), _log_difference(log_cdf, low, high))
 
     return log_mass
 
@@ -709,9 +703,7 @@ def cauchy() -> Symmetric:
         sin_low, sin_high = 1.0 / jnp.hypot(1.0, low), 1.0 / jnp.hypot(1.0, high)
         cos_low = jnp.where(jnp.isinf(low), 1.0, -low * sin_low)
         cos_high = jnp.where(jnp.isinf(high), -1.0, -high * sin_high)
-        sine = jnp.where(
-            jnp.isinf(low), sin_high, jnp.where(jnp.isinf(high), sin_low, width * sin_low * sin_high)
-        )
+        sine = jnp.where(jnp.isinf(low), sin_high, jnp.where(jnp.isinf(high), sin_low, width * sin_low * sin_high))
         return jnp.log(jnp.atan2(sine, cos_low * cos_high + sin_low * sin_high)) - LOG_PI
 
     def offset(log_target, low, value):

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from enkg_ppl._types import Scalar
+
 
 class Schedule(eqx.Module):
     """A decreasing sequence of noise levels, in units of the latent vector."""
@@ -20,11 +22,9 @@ class Schedule(eqx.Module):
         """Return the noise levels, largest first, ending in exactly 0."""
 
 
-def _check_range(name: str, low_name: str, low: float, high_name: str, high: float) -> None:
+def _check_range(name: str, low_name: str, low, high_name: str, high) -> None:
     if not 0 < low < high:
-        raise ValueError(
-            f"{name} needs 0 < {low_name} < {high_name}; got {low_name}={low}, {high_name}={high}"
-        )
+        raise ValueError(f"{name} needs 0 < {low_name} < {high_name}; got {low_name}={low}, {high_name}={high}")
 
 
 def _check_steps(name: str, num_steps: int, least: int = 1) -> None:
@@ -51,8 +51,8 @@ class Karras(Schedule):
     """
 
     num_steps: int = eqx.field(static=True, default=80)
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
+    sigma_min: float | Scalar = 0.002
+    sigma_max: float | Scalar = 80.0
     rho: float = eqx.field(static=True, default=7.0)
 
     def __check_init__(self):

@@ -135,9 +135,7 @@ def fit_panel(axes: Axes, panel: Panel, names: tuple[str, str]) -> None:
     levels = [(1 - OUTER) / 2, (1 - INNER) / 2, 0.5, (1 + INNER) / 2, (1 + OUTER) / 2]
     low, lower, middle, upper, high = np.quantile(panel.method, levels, axis=0)
     axes.fill_between(panel.grid, low, high, color=METHOD, alpha=0.16, linewidth=0, label=f"{names[0]} 90 %")
-    axes.fill_between(
-        panel.grid, lower, upper, color=METHOD, alpha=0.30, linewidth=0, label=f"{names[0]} 50 %"
-    )
+    axes.fill_between(panel.grid, lower, upper, color=METHOD, alpha=0.30, linewidth=0, label=f"{names[0]} 50 %")
     axes.plot(panel.grid, middle, color=METHOD, linewidth=1.6, label=f"{names[0]} median")
 
     edges = np.quantile(panel.reference, [levels[0], levels[1], levels[3], levels[4]], axis=0)
@@ -201,9 +199,7 @@ def pair_figure(scalars: Sequence[Scalar], names: tuple[str, str], size: float =
                 continue
             axes.set_xlim(limits[column])
             axes.set_xticks(_inner_ticks(limits[column]))
-            axes.tick_params(
-                length=2.5, width=0.6, labelbottom=row == count - 1, labelleft=column == 0 and row > 0
-            )
+            axes.tick_params(length=2.5, width=0.6, labelbottom=row == count - 1, labelleft=column == 0 and row > 0)
             if row == column:
                 _marginal(axes, scalars[row], limits[row])
             else:
@@ -255,9 +251,7 @@ def _marginal(axes: Axes, scalar: Scalar, limits: tuple[float, float]) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def _regions(
-    axes: Axes, x: Scalar, y: Scalar, x_limits: tuple[float, float], y_limits: tuple[float, float]
-) -> None:
+def _regions(axes: Axes, x: Scalar, y: Scalar, x_limits: tuple[float, float], y_limits: tuple[float, float]) -> None:
     for draws, is_method in (((x.method, y.method), True), ((x.reference, y.reference), False)):
         mass, x_edges, y_edges = np.histogram2d(*draws, bins=64, range=(x_limits, y_limits))
         density = gaussian_filter(mass, 3.2, mode="constant").T
@@ -267,13 +261,9 @@ def _regions(
             continue
         if is_method:
             for level, alpha in zip(levels, (0.22, 0.34), strict=True):
-                axes.contourf(
-                    *centres, density, levels=[level, density.max() * 1.01], colors=[METHOD], alpha=alpha
-                )
+                axes.contourf(*centres, density, levels=[level, density.max() * 1.01], colors=[METHOD], alpha=alpha)
         else:
-            axes.contour(
-                *centres, density, levels=levels, colors=[REFERENCE], linewidths=1.1, linestyles=[DASHES]
-            )
+            axes.contour(*centres, density, levels=levels, colors=[REFERENCE], linewidths=1.1, linestyles=[DASHES])
 
 
 def highest_density_levels(
@@ -314,13 +304,9 @@ def interval_figure(
                 (scalar.method, METHOD, -0.15),
                 (scalar.reference, REFERENCE, 0.15),
             ):
-                low, lower, middle, upper, high = np.quantile(
-                    (draws - mean) / sd, [0.05, 0.25, 0.5, 0.75, 0.95]
-                )
+                low, lower, middle, upper, high = np.quantile((draws - mean) / sd, [0.05, 0.25, 0.5, 0.75, 0.95])
                 axes.plot([low, high], [row + offset] * 2, color=colour, linewidth=1.4, solid_capstyle="butt")
-                axes.plot(
-                    [lower, upper], [row + offset] * 2, color=colour, linewidth=4.2, solid_capstyle="butt"
-                )
+                axes.plot([lower, upper], [row + offset] * 2, color=colour, linewidth=4.2, solid_capstyle="butt")
                 axes.plot(middle, row + offset, "o", color=PAPER, markersize=4.4, markeredgecolor=colour)
         axes.set_yticks(range(len(scalars)), [scalar.label for scalar in scalars], color=INK, fontsize=11)
         axes.set_ylim(len(scalars) - 0.45, -0.55)
@@ -379,9 +365,7 @@ def figure_block(pictures: Iterable[str], caption: str, *, wide: bool = False) -
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """An HTML table: first column text, the others numbers."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -430,9 +414,7 @@ def facts_block(facts: Mapping[str, str]) -> str:
 def diagnostics_block(diagnostics: Any) -> str:
     """Whatever diagnostics there are: named values as a table, anything else as the text it prints."""
     if dataclasses.is_dataclass(diagnostics) and not isinstance(diagnostics, type):
-        diagnostics = {
-            field.name: getattr(diagnostics, field.name) for field in dataclasses.fields(diagnostics)
-        }
+        diagnostics = {field.name: getattr(diagnostics, field.name) for field in dataclasses.fields(diagnostics)}
     elif hasattr(diagnostics, "_asdict"):
         diagnostics = diagnostics._asdict()
     if not isinstance(diagnostics, Mapping):

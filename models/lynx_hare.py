@@ -149,9 +149,7 @@ def peak_rate(
     """
     (alpha, gamma), log_rates = _scaled(theta, z_init)
     prey, predator = np.exp(log_rates)
-    energy = (prey - gamma - gamma * np.log(prey / gamma)) + (
-        predator - alpha - alpha * np.log(predator / alpha)
-    )
+    energy = (prey - gamma - gamma * np.log(prey / gamma)) + (predator - alpha - alpha * np.log(predator / alpha))
     return energy + alpha + gamma
 
 
@@ -252,9 +250,7 @@ def solve_twin(
 Solver = Callable[..., Float[Array, "times 2"]]
 
 
-def _lynx_hare(
-    solve: Solver, years: Float[ArrayLike, " years"], y: Float[ArrayLike, "years 2"] | None
-) -> None:
+def _lynx_hare(solve: Solver, years: Float[ArrayLike, " years"], y: Float[ArrayLike, "years 2"] | None) -> None:
     def positive(mean: float, sd: float) -> dist.Distribution:
         return dist.TruncatedNormal(mean, sd, low=0.0)
 
@@ -385,9 +381,7 @@ def fit_panels(samples: Draws, reference: Draws, seed: int = 0) -> list[_page.Pa
     ]
 
 
-def build_page(
-    samples: Draws, reference: Draws, diagnostics: Any, facts: dict[str, str], command: str
-) -> str:
+def build_page(samples: Draws, reference: Draws, diagnostics: Any, facts: dict[str, str], command: str) -> str:
     """The report as one HTML page.
 
     Args:
@@ -425,30 +419,22 @@ def build_page(
             "The hare peaks first and the lynx a year or two later, ten years a cycle. Bands hold 50 and 90 "
             "% of pelt counts replicated from the posterior, noise included; about two of the 21 points "
             "should lie outside the wider one.",
-            _page.figure_block(
-                fits, f"{_page.legend_html(NAMES)} &emsp; points: pelts as recorded, in thousands."
-            ),
+            _page.figure_block(fits, f"{_page.legend_html(NAMES)} &emsp; points: pelts as recorded, in thousands."),
         ),
         _page.Section(
             "Parameters",
             "Rates are correlated: the data fix the length of the cycle and the mean populations better than "
             "any single rate. A method that only got the marginals right would fail off the diagonal.",
-            _page.figure_block(
-                [pair], "Regions of highest density holding 50 and 90 % of the draws.", wide=True
-            ),
+            _page.figure_block([pair], "Regions of highest density holding 50 and 90 % of the draws.", wide=True),
         ),
         _page.Section(
             "Agreement in numbers",
             "Each parameter on the reference&rsquo;s own scale; thick 50 %, thin 90 %. A hundred independent "
             "draws would tell means apart to 0.1, a thousand to 0.03.",
-            _page.figure_block(
-                [intervals], "Both posteriors, centred and scaled by mean and sd of NUTS.", wide=True
-            )
+            _page.figure_block([intervals], "Both posteriors, centred and scaled by mean and sd of NUTS.", wide=True)
             + _page.moments_block(rows, NAMES),
         ),
-        _page.Section(
-            "What EnKG says of itself", "Known without any reference.", _page.diagnostics_block(diagnostics)
-        ),
+        _page.Section("What EnKG says of itself", "Known without any reference.", _page.diagnostics_block(diagnostics)),
         _page.Section("Model", MODEL_TEXT, _page.code_block(MODEL_CODE)),
         _page.Section("Make this page", "From a checkout, with every seed fixed:", _page.code_block(command)),
     ]
@@ -465,9 +451,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m models.lynx_hare", description=main.__doc__)
     parser.add_argument("--num-particles", type=int, default=1024, help="ensemble size (default 1024)")
     parser.add_argument("--seed", type=int, default=0, help="seed of both methods (default 0)")
-    parser.add_argument(
-        "--report", type=Path, default=Path("report/lynx_hare.html"), help="where the page goes"
-    )
+    parser.add_argument("--report", type=Path, default=Path("report/lynx_hare.html"), help="where the page goes")
     parser.add_argument("--picture", type=Path, help="also write the fit as PNG to this path")
     options = parser.parse_args(argv)
     jax.config.update("jax_enable_x64", True)
@@ -502,9 +486,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     command = f"python -m models.lynx_hare --num-particles {options.num_particles} --seed {options.seed}"
     options.report.parent.mkdir(parents=True, exist_ok=True)
-    options.report.write_text(
-        build_page(samples, reference.flat(), enkg.diagnostics(), facts, command), "utf-8"
-    )
+    options.report.write_text(build_page(samples, reference.flat(), enkg.diagnostics(), facts, command), "utf-8")
     if options.picture is not None:
         save_picture(samples, reference.flat(), options.picture)
     print(options.report)

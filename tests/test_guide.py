@@ -58,9 +58,7 @@ def test_chunks_change_nothing():
 def test_evaluations_are_counted_exactly(correction, progress):
     simulate = blackbox(lambda x: np.tanh(x) + 0.1 * x**2, (3,), vectorized=True)
     problem = InverseProblem(PROBLEM.prior, simulate, PROBLEM.likelihood)
-    posterior = guide(
-        jr.key(0), problem, num_particles=16, correction=correction, schedule=SCHEDULE, progress=progress
-    )
+    posterior = guide(jr.key(0), problem, num_particles=16, correction=correction, schedule=SCHEDULE, progress=progress)
     assert posterior.num_forward_evaluations == simulate.num_calls > 0
 
 

@@ -31,7 +31,8 @@ def test_log_prob_is_scipys(make, scipy):
 def test_score_is_the_gradient(make, scipy):
     likelihood, step = make(Y), 1e-6
     numeric = [
-        (likelihood.log_prob(G.at[i].add(step)) - likelihood.log_prob(G.at[i].add(-step))) / (2 * step) for i in range(3)
+        (likelihood.log_prob(G.at[i].add(step)) - likelihood.log_prob(G.at[i].add(-step))) / (2 * step)
+        for i in range(3)
     ]
     np.testing.assert_allclose(likelihood.score(G), numeric, rtol=1e-6, atol=1e-7)
 

@@ -92,7 +92,11 @@ def test_misspelt_model_argument():
         ({"num_particles": 1, "refine": None}, ValueError, "num_particles as a whole number >= 2 .*got 1"),
         ({"num_particles": 10.0}, ValueError, "num_particles as a whole number"),
         ({"num_ensembles": 0}, ValueError, "num_ensembles as a whole number >= 1"),
-        ({"refine": "smc"}, TypeError, r"refine must be 'auto', None or a refinement such as TemperedSMC\(\); got 'smc'"),
+        (
+            {"refine": "smc"},
+            TypeError,
+            r"refine must be 'auto', None or a refinement such as TemperedSMC\(\); got 'smc'",
+        ),
         ({"correction": "kalman"}, TypeError, "correction must be a correction such as KalmanCorrection"),
         ({"schedule": [1, 2]}, TypeError, "schedule must be a schedule such as Karras"),
     ],

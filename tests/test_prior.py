@@ -62,9 +62,7 @@ def test_denoiser_is_tweedies_formula(prior, components):
     step = 1e-5 * np.eye(DIM)
     up = np.log(density(components, np.asarray(POINT) + step, SIGMA))
     down = np.log(density(components, np.asarray(POINT) - step, SIGMA))
-    np.testing.assert_allclose(
-        prior.denoise(POINT, SIGMA), POINT + SIGMA**2 * (up - down) / 2e-5, rtol=1e-6, atol=1e-7
-    )
+    np.testing.assert_allclose(prior.denoise(POINT, SIGMA), POINT + SIGMA**2 * (up - down) / 2e-5, rtol=1e-6, atol=1e-7)
 
 
 @each_prior

@@ -63,9 +63,7 @@ def test_newton_converges_for_all_shapes(family):
     rng = np.random.default_rng(0)
     z = jnp.asarray(rng.uniform(-1, 1, 2_000) * np.where(np.arange(2_000) % 2, 30, 3))
     a, b = jnp.asarray(10.0 ** rng.uniform(-3, 4, (2, 2_000)))
-    value, back = {"gamma": lambda: gamma_there_and_back(z, a), "beta": lambda: beta_there_and_back(z, a, b)}[
-        family
-    ]()
+    value, back = {"gamma": lambda: gamma_there_and_back(z, a), "beta": lambda: beta_there_and_back(z, a, b)}[family]()
     # between the tails of a small shape the far probability is one minus the near one: 1e-16 / shape
     smallest = a if family == "gamma" else jnp.minimum(a, b)
     assert np.all(np.abs(back - z) < 1e-11 * (1 + np.abs(z)) + 1e-14 / smallest)

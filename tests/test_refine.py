@@ -106,7 +106,9 @@ def test_two_modes_keep_their_masses():
     grid = np.linspace(-3, 3, 6001)
     density = np.exp(-0.5 * (grid - 0.5) ** 2 - 0.5 * (np.abs(grid) - 1) ** 2 / 0.01)
     mass = density[grid > 0].sum() / density.sum()
-    posterior = TemperedSMC().run(jr.key(3), problem, num_particles=J, guided=guide(jr.key(4), problem, num_particles=J).draws)
+    posterior = TemperedSMC().run(
+        jr.key(3), problem, num_particles=J, guided=guide(jr.key(4), problem, num_particles=J).draws
+    )
     share = np.mean(np.asarray(posterior.draws)[:, 0] > 0)
     assert 0.6 < mass < 0.8
     assert abs(share - mass) < 5 * (mass * (1 - mass) / J) ** 0.5

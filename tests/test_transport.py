@@ -112,9 +112,7 @@ CASES = {
     "SoftLaplace": Case(dist.SoftLaplace(0.0, batch(1.0, 5.0)), [st.hypsecant(), st.hypsecant(scale=5)]),
     "Cauchy": Case(dist.Cauchy(0.0, batch(1.0, 5.0)), [st.cauchy(), st.cauchy(scale=5)]),
     "Gumbel": Case(dist.Gumbel(batch(0.0, 1.0), 2.0), [st.gumbel_r(scale=2), st.gumbel_r(1, 2)]),
-    "Weibull": Case(
-        dist.Weibull(2.0, batch(0.3, 1.5)), [st.weibull_min(0.3, scale=2), st.weibull_min(1.5, scale=2)]
-    ),
+    "Weibull": Case(dist.Weibull(2.0, batch(0.3, 1.5)), [st.weibull_min(0.3, scale=2), st.weibull_min(1.5, scale=2)]),
     "Gompertz": Case(dist.Gompertz(batch(0.3, 2.0), 1.0), [st.gompertz(0.3), st.gompertz(2)]),
     "Pareto": Case(dist.Pareto(1.0, batch(0.5, 3.0)), [st.pareto(0.5), st.pareto(3)]),
     "Levy": Case(dist.Levy(0.0, batch(1.0, 3.0)), [st.levy(), st.levy(scale=3)]),
@@ -122,17 +120,13 @@ CASES = {
         dist.AsymmetricLaplace(0.0, 1.0, batch(0.5, 2.0)),
         [st.laplace_asymmetric(0.5), st.laplace_asymmetric(2)],
     ),
-    "Kumaraswamy": Case(
-        dist.Kumaraswamy(batch(0.5, 3.0), batch(2.0, 0.7)), [Kumaraswamy(0.5, 2), Kumaraswamy(3, 0.7)]
-    ),
+    "Kumaraswamy": Case(dist.Kumaraswamy(batch(0.5, 3.0), batch(2.0, 0.7)), [Kumaraswamy(0.5, 2), Kumaraswamy(3, 0.7)]),
     "Gamma": Case(
         dist.Gamma(batch(0.1, 0.7, 1.0, 2.5, 40.0, 3e3), 2.0),
         [st.gamma(a, scale=0.5) for a in (0.1, 0.7, 1.0, 2.5, 40.0, 3e3)],
         (2e-13, 5e-5),
     ),
-    "InverseGamma": Case(
-        dist.InverseGamma(batch(0.5, 3.0), 2.0), [st.invgamma(0.5, scale=2), st.invgamma(3, scale=2)]
-    ),
+    "InverseGamma": Case(dist.InverseGamma(batch(0.5, 3.0), 2.0), [st.invgamma(0.5, scale=2), st.invgamma(3, scale=2)]),
     "Beta": Case(
         dist.Beta(batch(0.05, 0.5, 2.0, 1.0, 30.0, 500.0), batch(3.0, 0.5, 5.0, 0.1, 60.0, 7.0)),
         [st.beta(*p) for p in ((0.05, 3), (0.5, 0.5), (2, 5), (1, 0.1), (30, 60), (500, 7))],
@@ -281,9 +275,7 @@ MIXED = {
     "TruncatedNormal": dist.TruncatedNormal(1.0, 2.0, low=0.0),
     "MultivariateNormal": dist.MultivariateNormal(jnp.ones(2), jnp.array([[2.0, 0.5], [0.5, 1.0]])),
     "expanded": dist.Normal(jnp.zeros((2, 1)), 1.0).expand([3, 2, 4]).to_event(1),
-    "transformed": dist.TransformedDistribution(
-        dist.Normal(0.0, 1.0).expand([2]), transforms.StickBreakingTransform()
-    ),
+    "transformed": dist.TransformedDistribution(dist.Normal(0.0, 1.0).expand([2]), transforms.StickBreakingTransform()),
 }
 
 
@@ -307,9 +299,7 @@ SHAPES = {
     "expanded_event": lambda: dist.Normal(jnp.zeros((1, 3)), 1.0).to_event(1).expand([4]),
     "expanded_twice": lambda: dist.Normal(0.0, 1.0).expand([1, 3]).expand([2, 5, 3]),
     "multivariate": lambda: dist.MultivariateNormal(jnp.zeros((4, 1, 3)), jnp.eye(3)).expand([2, 4, 5]),
-    "low_rank": lambda: dist.LowRankMultivariateNormal(jnp.zeros(3), jnp.ones((3, 2)), jnp.ones(3)).expand(
-        [4]
-    ),
+    "low_rank": lambda: dist.LowRankMultivariateNormal(jnp.zeros(3), jnp.ones((3, 2)), jnp.ones(3)).expand([4]),
     "simplex": lambda: dist.TransformedDistribution(
         dist.Normal(0.0, 1.0).expand([4, 2]), transforms.StickBreakingTransform()
     ),

@@ -161,14 +161,10 @@ def _check_counts(**counts: tuple[int, int]) -> None:
             raise ValueError(f"nuts needs {name} >= {least}; got {name}={value}")
 
 
-def _latent_values(
-    seeded: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, Array]:
+def _latent_values(seeded: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Array]:
     """Values of the latent sites in one run of a seeded model."""
     sites = handlers.trace(seeded).get_trace(*args, **kwargs)
-    latent = {
-        name: site for name, site in sites.items() if site["type"] == "sample" and not site["is_observed"]
-    }
+    latent = {name: site for name, site in sites.items() if site["type"] == "sample" and not site["is_observed"]}
     discrete = [name for name, site in latent.items() if site["fn"].support.is_discrete]
     if discrete:
         raise ValueError(f"nuts needs continuous latent sites; {discrete} are discrete")
@@ -216,9 +212,7 @@ def _descend(candidates: Unconstrained, log_density: LogDensity) -> tuple[Uncons
         finite = np.nan_to_num(np.asarray(gradient, float), posinf=0.0, neginf=0.0)
         return (float(value) if np.isfinite(value) else 1e30), finite
 
-    searches = [
-        [minimize(objective, point, jac=True, method="L-BFGS-B") for point in of_chain] for of_chain in points
-    ]
+    searches = [[minimize(objective, point, jac=True, method="L-BFGS-B") for point in of_chain] for of_chain in points]
     modes = np.stack([min(of_chain, key=lambda found: found.fun).x for of_chain in searches])
     num_gradients = sum(found.nfev for of_chain in searches for found in of_chain)
     return jax.vmap(unravel)(jnp.asarray(modes, points.dtype)), num_gradients

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+from jax.core import Tracer
 
 from enkg_ppl._correction._base import Correction, Level
 from enkg_ppl._flow import euler_step, euler_to_zero
@@ -92,7 +93,7 @@ class PublishedCorrection(Correction):
             return x
 
         guided = self.is_guided(level.index, level.num_steps)
-        if isinstance(guided, jax.core.Tracer):
+        if isinstance(guided, Tracer):
             x = jax.lax.cond(guided, updates, lambda x: x, x)
         elif guided:  # on the host the level is known
             x = updates(x)

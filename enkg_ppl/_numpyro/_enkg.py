@@ -23,13 +23,13 @@ from enkg_ppl._diagnostics import Diagnostics, diagnose
 from enkg_ppl._forward import Evaluator, ensemble_forward
 from enkg_ppl._guide import guide
 from enkg_ppl._numpyro._model import ModelError, NumPyroModel, Observation
+from enkg_ppl._numpyro._response import ranks_may_differ
 from enkg_ppl._posterior import Posterior
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._progress import ProgressBar
 from enkg_ppl._refine import Refinement, TemperedSMC
 from enkg_ppl._refine._tempered_smc import batch_size
 from enkg_ppl._schedule import Schedule
-
 
 # Levels of the guided flow where a refinement follows: as a proposal it need not be as good as where it is the result.
 PROPOSAL_LEVELS = 5
@@ -270,11 +270,12 @@ class EnKG(MCMC):
 def _sample_observed(key: jax.Array, observations: dict[str, Observation]) -> dict[str, jax.Array]:
     """Replicated data of every observed site from its distribution at each (ensemble, particle)."""
     shape = jax.tree.leaves(observations)[0].shape[:2]
-    keys = jr.split(key, shape)
-    return {
-        name: jax.vmap(jax.vmap(lambda k, o: o.fn.sample(k)))(jax.vmap(jax.vmap(lambda k, i=i: jr.fold_in(k, i)))(keys), observation)
-        for i, (name, observation) in enumerate(observations.items())
-    }
+    replicate = jax.vmap(jax.vmap(lambda key, observation: observation.fn.sample(key)))
+    with ranks_may_differ():
+        return {
+            name: replicate(jr.split(jr.fold_in(key, i), shape), observation)
+            for i, (name, observation) in enumerate(observations.items())
+        }
 
 
 def _predict(enkg: EnKG, key: jax.Array) -> dict[str, jax.Array]:
@@ -327,9 +328,9 @@ def _collect(model: NumPyroModel, posteriors: list[Posterior], chunk_size, extra
     diagnostics = diagnose(posteriors, chi2, num_data)
     for name, why in model.unguided.items():
         diagnostics[f"unguided '{name}'"] = f"left to the refinement: {why}"
-    evidences = [p.log_evidence for p in posteriors]
+    evidences = [p.log_evidence for p in posteriors if p.log_evidence is not None]
     log_evidence = None
-    if all(e is not None for e in evidences):
+    if len(evidences) == len(posteriors):
         log_evidence = float(np.logaddexp.reduce(evidences) - np.log(len(evidences)))
     diagnostics["log_evidence"] = posteriors[0].why_no_evidence if log_evidence is None else log_evidence
     return _Result(

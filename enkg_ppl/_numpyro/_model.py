@@ -53,7 +53,7 @@ class Observation(eqx.Module):
     def log_prob(self) -> Array:
         """Log density of every independent datum, before `scale`."""
         with ranks_may_differ():
-            return self.fn.log_prob(self.value)
+            return jnp.asarray(self.fn.log_prob(self.value))
 
 
 class SiteLikelihood(Likelihood):
@@ -210,7 +210,9 @@ class NumPyroModel:
                 f"run(rng_key, ..., y=y) (latent sites: {latents})"
             )
         if not self.sites:
-            raise ModelError("the model has no latent site: every sample statement has obs=, so nothing is left to infer")
+            raise ModelError(
+                "the model has no latent site: every sample statement has obs=, so nothing is left to infer"
+            )
 
     def _split_by_guidance(self) -> tuple[list[str], dict[str, str]]:
         guided, unguided = [], {}
@@ -222,7 +224,9 @@ class NumPyroModel:
 
         for name in self.observed:
             try:
-                jax.eval_shape(lambda z, name=name: usable(z, name), jax.ShapeDtypeStruct((self.dim,), jnp.zeros(()).dtype))
+                jax.eval_shape(
+                    lambda z, name=name: usable(z, name), jax.ShapeDtypeStruct((self.dim,), jnp.zeros(()).dtype)
+                )
                 guided.append(name)
             except UnusableObservation as reason:
                 unguided[name] = str(reason)

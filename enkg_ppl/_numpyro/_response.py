@@ -9,6 +9,7 @@ ones use the score, which forgives outliers.
 from __future__ import annotations
 
 from functools import singledispatch
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ def gaussian_response(fn: dist.Distribution, value: Array) -> Response:
 
 
 @singledispatch
-def _response(fn, value):
+def _response(fn, value) -> Any:
     try:
         mean, variance = fn.mean, fn.variance
     except (NotImplementedError, AttributeError) as error:
@@ -51,29 +52,28 @@ def _response(fn, value):
     return mean, value, variance
 
 
-@_response.register
-def _(fn: dist.Unit, value):
+@_response.register(dist.Unit)
+def _(fn, value):
     raise UnusableObservation("numpyro.factor has no data to predict")
 
 
-@_response.register
-def _(fn: dist.Delta, value):
+@_response.register(dist.Delta)
+def _(fn, value):
     raise UnusableObservation("Delta leaves no room for noise")
 
 
-@_response.register
-def _(fn: dist.Independent, value):
+@_response.register(dist.Independent)
+def _(fn, value):
     return _response(fn.base_dist, value)
 
 
-@_response.register
-def _(fn: dist.ExpandedDistribution, value):
-    base = _response(fn.base_dist, value)
-    return tuple(jnp.broadcast_to(a, value.shape) for a in base)
+@_response.register(dist.ExpandedDistribution)
+def _(fn, value):
+    return tuple(jnp.broadcast_to(a, value.shape) for a in _response(fn.base_dist, value))
 
 
-@_response.register
-def _(fn: dist.MaskedDistribution, value):
+@_response.register(dist.MaskedDistribution)
+def _(fn, value):
     if not isinstance(fn._mask, jax.Array) and fn._mask is False:
         raise UnusableObservation("the site is masked")
     prediction, observation, noise = _response(fn.base_dist, value)
@@ -83,17 +83,18 @@ def _(fn: dist.MaskedDistribution, value):
     return jnp.where(mask, prediction, 0.0), jnp.where(mask, observation, 0.0), jnp.where(mask, noise, 1.0)
 
 
-@_response.register
-def _(fn: dist.TransformedDistribution, value):
+@_response.register(dist.TransformedDistribution)
+def _(fn, value):
     for transform in reversed(fn.transforms):
         value = transform.inv(value)
     return _response(fn.base_dist, value)
 
 
-@_response.register
-def _(fn: dist.MultivariateNormal, value):
+@_response.register(dist.MultivariateNormal)
+def _(fn, value):
     loc = jnp.broadcast_to(fn.loc, value.shape)
-    L = jnp.broadcast_to(fn.scale_tril, (*value.shape[:-1], *fn.scale_tril.shape[-2:]))
+    L = jnp.asarray(fn.scale_tril)
+    L = jnp.broadcast_to(L, (*value.shape[:-1], *L.shape[-2:]))
 
     def whiten(v):
         return jax.scipy.linalg.solve_triangular(L, v[..., None], lower=True)[..., 0]
@@ -101,13 +102,13 @@ def _(fn: dist.MultivariateNormal, value):
     return whiten(loc), whiten(value), jnp.ones(value.shape)
 
 
-@_response.register
-def _(fn: dist.StudentT, value):
+@_response.register(dist.StudentT)
+def _(fn, value):
     return _robust(fn.loc, fn.scale, fn.df, value)
 
 
-@_response.register
-def _(fn: dist.Cauchy, value):
+@_response.register(dist.Cauchy)
+def _(fn, value):
     return _robust(fn.loc, fn.scale, jnp.ones(()), value)
 
 

@@ -75,8 +75,7 @@ def _reason(fn) -> str:
         )
     if isinstance(fn, dist.Delta):
         return (
-            f"{name} leaves nothing to infer; write the site as numpyro.deterministic, or pass the value as "
-            "a constant."
+            f"{name} leaves nothing to infer; write the site as numpyro.deterministic, or pass the value as a constant."
         )
     if isinstance(fn, dist.Unit):
         return f"{name} carries no value, only a log weight; declare it with obs=, or through numpyro.factor."
@@ -209,9 +208,7 @@ def _half_cauchy(z):
 def _half_cauchy_score(x):
     log_two_over_pi = q.LOG_2 - q.LOG_PI
     one = jnp.ones_like(x)
-    return q.normal_score(
-        log_two_over_pi + jnp.log(jnp.atan2(x, one)), log_two_over_pi + jnp.log(jnp.atan2(one, x))
-    )
+    return q.normal_score(log_two_over_pi + jnp.log(jnp.atan2(x, one)), log_two_over_pi + jnp.log(jnp.atan2(one, x)))
 
 
 def _asymmetric_laplace(z, loc, left, right):
@@ -268,9 +265,7 @@ _elementwise(
     lambda z, df, loc, scale: _finite(loc + scale * q.quantile(q.student_t(df), z)),
     lambda x, df, loc, scale: q.score(q.student_t(df), (x - loc) / scale),
 )
-_elementwise(
-    dist.AsymmetricLaplace, "loc left_scale right_scale", _asymmetric_laplace, _asymmetric_laplace_score
-)
+_elementwise(dist.AsymmetricLaplace, "loc left_scale right_scale", _asymmetric_laplace, _asymmetric_laplace_score)
 _elementwise(
     dist.Gumbel,
     "loc scale",
@@ -352,9 +347,7 @@ _BASES: dict[type, Callable] = {
     dist.Laplace: lambda base, shape, dtype: q.laplace(),
     dist.Logistic: lambda base, shape, dtype: q.logistic(),
     dist.SoftLaplace: lambda base, shape, dtype: q.soft_laplace(),
-    dist.StudentT: lambda base, shape, dtype: q.student_t(
-        jnp.broadcast_to(jnp.asarray(base.df, dtype), shape)
-    ),
+    dist.StudentT: lambda base, shape, dtype: q.student_t(jnp.broadcast_to(jnp.asarray(base.df, dtype), shape)),
 }
 
 

@@ -107,5 +107,3 @@ class MixturePrior(Prior):
     def log_prob(self, x: Vector, sigma: Scalar | float = 0.0) -> Scalar:
         """Log density at ``x`` of the prior noised to level ``sigma``."""
         return logsumexp(self._log_joint(x, sigma))
-
-

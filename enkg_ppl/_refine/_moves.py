@@ -163,7 +163,5 @@ def slice_move(key: Key, evaluate: Evaluator, target: Target, reference: Student
         if not pending.any():
             break
         log_likelihood = evaluate.log_likelihood(move.proposal, pending)
-        group, move = _advance_slice(
-            jr.fold_in(key_shrink, i), target, reference, group, move, log_likelihood
-        )
+        group, move = _advance_slice(jr.fold_in(key_shrink, i), target, reference, group, move, log_likelihood)
     return group
