@@ -91,7 +91,8 @@ MAX_RATE = 100.0
 MAX_LOG_POPULATION = 80.0
 # Above this rate (per year) a particle is solved apart, loosely: it has no likelihood to speak of.
 WILD_RATE = 80.0
-TOLERANCE, WILD_TOLERANCE = 1e-6, 1e-2
+TOLERANCE, WILD_TOLERANCE = 2e-7, 1e-2
+TWIN_TOLERANCE = 1e-6
 
 
 def simulate(
@@ -230,7 +231,7 @@ def solve_twin(
             dt0=None,
             y0=jnp.log(coupling * inputs[4:]),
             saveat=diffrax.SaveAt(ts=times),
-            stepsize_controller=diffrax.PIDController(rtol=1e-12, atol=TOLERANCE),
+            stepsize_controller=diffrax.PIDController(rtol=1e-12, atol=TWIN_TOLERANCE),
             adjoint=diffrax.ForwardMode(),
             # A sampler may try absurd parameters: an infinite population (hence a rejection), no exception.
             max_steps=1024,

@@ -26,6 +26,7 @@ from enkg_ppl._flow import Flow, conditional_sample
 from enkg_ppl._forward import Respond
 from enkg_ppl._likelihood import Response
 from enkg_ppl._problem import InverseProblem
+from enkg_ppl._random import normals
 from enkg_ppl._schedule import Karras
 from enkg_ppl._types import Ensemble, Key
 
@@ -80,7 +81,11 @@ class KalmanCorrection(Correction):
     def step(self, key, x, level: Level, problem: InverseProblem, respond: Respond, memory: Correlations):
         key_draw, key_analyse = jr.split(key)
         draws = _draw_twice(key_draw, problem.prior, x, level.sigma, self.num_draw_steps)
-        return _analyse(key_analyse, self, draws, respond(draws), level, memory)
+        responses = respond(draws)
+        key_perturb, key_noise = jr.split(key_analyse)
+        perturbations = normals(key_perturb, (x.shape[0], responses.prediction.shape[1]), x.dtype)
+        noise = normals(key_noise, x.shape, x.dtype)
+        return _analyse(self, draws, responses, level, memory, perturbations, noise)
 
 
 @eqx.filter_jit
@@ -100,7 +105,13 @@ def _draw_twice(key: Key, prior, x: Ensemble, sigma, num_draw_steps: int) -> Ens
 
 @eqx.filter_jit
 def _analyse(
-    key: Key, settings: KalmanCorrection, draws: Ensemble, responses: Response, level: Level, memory: Correlations
+    settings: KalmanCorrection,
+    draws: Ensemble,
+    responses: Response,
+    level: Level,
+    memory: Correlations,
+    perturbations: Float[Array, "particles m"],
+    noise: Ensemble,
 ):
     """The Kalman update of Z1 and the step to the next noise level; returns it and the memory."""
     n = draws.shape[0] // 2
@@ -109,10 +120,9 @@ def _analyse(
     usable = _usable(response) & _usable(response2)
     r, q = (z1 - z2) / 2**0.5, (response.prediction - response2.prediction) / 2**0.5
     C_xg, C_gg, memory = _covariances(settings, r, q, usable, level.index == 0, memory)
-    key_perturb, key_noise = jr.split(key)
-    shift = _kalman_shift(key_perturb, response, usable, C_xg, C_gg, settings.max_innovation)
+    shift = _kalman_shift(perturbations, response, usable, C_xg, C_gg, settings.max_innovation)
     x0 = z1 + jnp.where(usable[:, None], shift, 0.0)
-    return x0 + level.sigma_next * jr.normal(key_noise, z1.shape, z1.dtype), memory
+    return x0 + level.sigma_next * noise, memory
 
 
 def _covariances(
@@ -136,12 +146,12 @@ def _covariances(
     return sd_r[:, None] * xg * sd_q[None], sd_q[:, None] * gg * sd_q[None], memory
 
 
-def _kalman_shift(key: Key, response: Response, usable, C_xg, C_gg, max_innovation: float) -> Ensemble:
+def _kalman_shift(perturbations, response: Response, usable, C_xg, C_gg, max_innovation: float) -> Ensemble:
     """``C_xg (C_gg + Gamma)^-1 (y + eta - g)`` for every particle."""
     # Where the noise depends on the particle (Poisson, unknown scale), its typical value serves them all.
     gamma = jnp.nanmedian(jnp.where(usable[:, None], response.noise, jnp.nan), axis=0)
     gamma = jnp.where(jnp.isfinite(gamma) & (gamma > 0), gamma, 1.0)
-    eta = jnp.sqrt(gamma)[None] * jr.normal(key, response.prediction.shape, response.prediction.dtype)
+    eta = jnp.sqrt(gamma)[None] * perturbations
     innovation = jnp.where(usable[:, None], response.observation - response.prediction, 0.0) + eta
     # In units of each datum's own spread the noise is a floor under the eigenvalues, which a taper may push below it.
     scale = jnp.sqrt(jnp.diag(C_gg) + gamma)

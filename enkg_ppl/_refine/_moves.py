@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from enkg_ppl._forward import Evaluator
+from enkg_ppl._random import normals, uniforms
 from enkg_ppl._refine._reference import StudentMixture
 from enkg_ppl._types import Ensemble, Key, Scalar, Vector
 
@@ -57,11 +58,23 @@ class Start(eqx.Module):
             jnp.log(self.prior_share) + log_standard_normal(z),
         )
 
-    def sample(self, key: Key) -> Vector:
-        key_which, key_mixture, key_prior = jr.split(key, 3)
-        z = self.mixture.sample(key_mixture)
-        from_prior = jr.uniform(key_which) < self.prior_share
-        return jnp.where(from_prior, jr.normal(key_prior, z.shape, z.dtype), z)
+    def sample(self, key: Key, num_particles: int) -> Ensemble:
+        key_uniform, key_normal = jr.split(key)
+        k, d = self.mixture.means.shape
+        dtype = self.mixture.means.dtype
+        numbers = uniforms(key_uniform, (num_particles, k + 1), dtype)
+        return _sample_start(self, numbers, normals(key_normal, (num_particles, self.mixture.df + 2 * d), dtype))
+
+
+@eqx.filter_jit
+def _sample_start(start: Start, uniforms, normals) -> Ensemble:
+    def sample(uniforms, normals):
+        df, d = start.mixture.df, start.mixture.means.shape[1]
+        labels = start.mixture.draw_labels(uniforms[1:], normals[:df])
+        near = start.mixture.from_ellipse(normals[df : df + d], *labels)
+        return jnp.where(uniforms[0] < start.prior_share, normals[df + d :], near)
+
+    return jax.vmap(sample)(uniforms, normals)
 
 
 def log_standard_normal(z: Vector) -> Scalar:
@@ -95,32 +108,31 @@ def _residual(target: Target, reference: StudentMixture, z: Ensemble, log_likeli
 
 
 @eqx.filter_jit
-def _propose_jump(key: Key, reference: StudentMixture, z: Ensemble) -> Ensemble:
-    def propose(key, z):
-        key_now, key_new = jr.split(key)
-        u = reference.to_ellipse(z, *reference.sample_component_given(key_now, z))
-        return reference.from_ellipse(u, *reference.sample_component(key_new))
+def _propose_jump(reference: StudentMixture, z: Ensemble, uniforms, normals) -> Ensemble:
+    k, d = reference.means.shape
 
-    return jax.vmap(propose)(jr.split(key, z.shape[0]), z)
+    def propose(z, uniforms, normals):
+        u = reference.to_ellipse(z, *reference.draw_labels_given(uniforms[:k], normals[: reference.df + d], z))
+        return reference.from_ellipse(u, *reference.draw_labels(uniforms[k:], normals[reference.df + d :]))
+
+    return jax.vmap(propose)(z, uniforms, normals)
 
 
 @eqx.filter_jit
-def _accept_jump(key: Key, target: Target, reference: StudentMixture, group: Group, proposal: Group):
+def _accept_jump(target: Target, reference: StudentMixture, group: Group, proposal: Group, uniforms):
     log_ratio = _residual(target, reference, *proposal) - _residual(target, reference, *group)
-    accept = jnp.log(jr.uniform(key, log_ratio.shape)) < log_ratio
+    accept = jnp.log(uniforms) < log_ratio
     z = jnp.where(accept[:, None], proposal.z, group.z)
     return Group(z, jnp.where(accept, proposal.log_likelihood, group.log_likelihood)), jnp.mean(accept)
 
 
 @eqx.filter_jit
-def _begin_slice(key: Key, target: Target, reference: StudentMixture, group: Group) -> _Slice:
-    n = group.z.shape[0]
-    key_label, key_axis, key_level, key_angle = jr.split(key, 4)
-    c, s = jax.vmap(reference.sample_component_given)(jr.split(key_label, n), group.z)
-    u = jax.vmap(reference.to_ellipse)(group.z, c, s)
-    v = jr.normal(key_axis, u.shape, u.dtype)
-    threshold = _residual(target, reference, *group) + jnp.log(jr.uniform(key_level, (n,), u.dtype))
-    angle = jr.uniform(key_angle, (n,), u.dtype, maxval=2 * jnp.pi)
+def _begin_slice(target: Target, reference: StudentMixture, group: Group, uniforms, normals) -> _Slice:
+    n, d = group.z.shape
+    c, s = jax.vmap(reference.draw_labels_given)(uniforms[:, 2:], normals[:, d:], group.z)
+    u, v = jax.vmap(reference.to_ellipse)(group.z, c, s), normals[:, :d]
+    threshold = _residual(target, reference, *group) + jnp.log(uniforms[:, 0])
+    angle = 2 * jnp.pi * uniforms[:, 1]
     proposal = _on_ellipse(reference, u, v, c, s, angle)
     return _Slice(c, s, u, v, threshold, angle - 2 * jnp.pi, angle, angle, proposal, jnp.ones(n, bool))
 
@@ -131,7 +143,7 @@ def _on_ellipse(reference: StudentMixture, u: Ensemble, v: Ensemble, c, s, angle
 
 
 @eqx.filter_jit
-def _advance_slice(key: Key, target: Target, reference: StudentMixture, group: Group, move: _Slice, log_likelihood):
+def _advance_slice(target: Target, reference: StudentMixture, group: Group, move: _Slice, log_likelihood, uniforms):
     """Accept the proposals above their slice, shrink the other brackets and propose again."""
     above = _residual(target, reference, move.proposal, log_likelihood) > move.threshold
     accept = move.pending & above
@@ -141,7 +153,7 @@ def _advance_slice(key: Key, target: Target, reference: StudentMixture, group: G
     )
     low = jnp.where(move.angle < 0, move.angle, move.low)
     high = jnp.where(move.angle < 0, move.high, move.angle)
-    angle = low + (high - low) * jr.uniform(key, low.shape, low.dtype)
+    angle = low + (high - low) * uniforms
     pending = move.pending & ~accept
     proposal = _on_ellipse(reference, move.u, move.v, move.c, move.s, angle)
     return group, move._replace(low=low, high=high, angle=angle, proposal=proposal, pending=pending)
@@ -149,19 +161,27 @@ def _advance_slice(key: Key, target: Target, reference: StudentMixture, group: G
 
 def jump(key: Key, evaluate: Evaluator, target: Target, reference: StudentMixture, group: Group):
     """Label jump of every particle: one forward evaluation each. Returns the group and the share that moved."""
-    key_propose, key_accept = jr.split(key)
-    z = _propose_jump(key_propose, reference, group.z)
-    return _accept_jump(key_accept, target, reference, group, Group(z, evaluate.log_likelihood(z)))
+    key_labels, key_scales, key_accept = jr.split(key, 3)
+    (n, d), dtype = group.z.shape, group.z.dtype
+    k, df = reference.means.shape[0], reference.df
+    labels, scales = uniforms(key_labels, (n, 2 * k), dtype), normals(key_scales, (n, 2 * df + d), dtype)
+    z = _propose_jump(reference, group.z, labels, scales)
+    proposal = Group(z, evaluate.log_likelihood(z))
+    return _accept_jump(target, reference, group, proposal, uniforms(key_accept, (n,), dtype))
 
 
 def slice_move(key: Key, evaluate: Evaluator, target: Target, reference: StudentMixture, group: Group) -> Group:
     """Elliptical slice move of every particle; evaluates only the particles that have not moved yet."""
-    key_begin, key_shrink = jr.split(key)
-    move = _begin_slice(key_begin, target, reference, group)
+    key_uniform, key_normal, key_shrink = jr.split(key, 3)
+    (n, d), dtype = group.z.shape, group.z.dtype
+    numbers = uniforms(key_uniform, (n, reference.means.shape[0] + 2), dtype)
+    axes = normals(key_normal, (n, reference.df + 2 * d), dtype)
+    shrinks = uniforms(key_shrink, (MAX_SHRINKS, n), dtype)
+    move = _begin_slice(target, reference, group, numbers, axes)
     for i in range(MAX_SHRINKS):
         pending = np.asarray(move.pending)
         if not pending.any():
             break
         log_likelihood = evaluate.log_likelihood(move.proposal, pending)
-        group, move = _advance_slice(jr.fold_in(key_shrink, i), target, reference, group, move, log_likelihood)
+        group, move = _advance_slice(target, reference, group, move, log_likelihood, shrinks[i])
     return group

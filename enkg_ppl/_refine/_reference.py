@@ -10,10 +10,10 @@ from __future__ import annotations
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jax.scipy.special import gammaln, logsumexp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from enkg_ppl._random import gumbel, uniforms
 from enkg_ppl._types import Ensemble, Key, Scalar, Vector
 
 
@@ -41,18 +41,16 @@ class StudentMixture(eqx.Module):
     def log_prob(self, z: Vector) -> Scalar:
         return logsumexp(self.log_joint(z))
 
-    def sample_component(self, key: Key) -> tuple[Int[Array, ""], Scalar]:
-        """Draw a component and a scale ``(c, s)``."""
-        key_component, key_scale = jr.split(key)
-        c = jr.categorical(key_component, self.log_weights)
-        return c, self.df / _chi_square(key_scale, self.df, self.means.dtype)
+    def draw_labels(self, uniforms: Float[Array, " components"], normals: Float[Array, " df"]):
+        """Draw a component and a scale ``(c, s)``, ``s ~ InverseGamma(df/2, df/2)``, from random numbers."""
+        c = jnp.argmax(self.log_weights + gumbel(uniforms))
+        return c, self.df / jnp.sum(normals**2)
 
-    def sample_component_given(self, key: Key, z: Vector) -> tuple[Int[Array, ""], Scalar]:
+    def draw_labels_given(self, uniforms: Float[Array, " components"], normals: Float[Array, " df+dim"], z: Vector):
         """Draw ``(c, s)`` given z: the component, then ``s ~ InverseGamma((df + d)/2, (df + delta_c)/2)``."""
-        key_component, key_scale = jr.split(key)
-        c = jr.categorical(key_component, self.log_joint(z))
+        c = jnp.argmax(self.log_joint(z) + gumbel(uniforms))
         delta = jnp.sum(self._residuals(z)[c] ** 2)
-        return c, (self.df + delta) / _chi_square(key_scale, self.df + z.shape[0], z.dtype)
+        return c, (self.df + delta) / jnp.sum(normals**2)  # a chi-square of whole degrees of freedom
 
     def to_ellipse(self, z: Vector, c, s) -> Vector:
         """The standard-normal coordinates of z under component c at scale s."""
@@ -61,16 +59,6 @@ class StudentMixture(eqx.Module):
     def from_ellipse(self, u: Vector, c, s) -> Vector:
         """The inverse of `to_ellipse`."""
         return self.means[c] + jnp.sqrt(s) * self.chols[c] @ u
-
-    def sample(self, key: Key) -> Vector:
-        key_component, key_noise = jr.split(key)
-        c, s = self.sample_component(key_component)
-        return self.from_ellipse(jr.normal(key_noise, self.means.shape[1:], self.means.dtype), c, s)
-
-
-def _chi_square(key: Key, df: int, dtype) -> Scalar:
-    """A sum of squared normals: for whole df much faster to draw than a gamma variate."""
-    return jnp.sum(jr.normal(key, (df,), dtype) ** 2)
 
 
 def _mixture(log_weights, means, chols, df: int) -> StudentMixture:
@@ -86,13 +74,14 @@ COVARIANCE_PRIOR = 0.5  # prior covariance of a component: this times K^(-2/d), 
 INFLATION = 1.1  # of every covariance, against overconfidence of the fit
 
 
-def fit_student_mixture(key: Key, z: Ensemble, num_components: int) -> StudentMixture:
-    """MAP estimate by expectation-maximisation from a k-means++ start, on whitened particles.
+def fit_student_mixture(numbers: Float[Array, "components particles"], z: Ensemble) -> StudentMixture:
+    """MAP estimate, from uniform `numbers`, by expectation-maximisation from a k-means++ start, on whitened particles.
 
     Source: Peel & McLachlan (2000), Statistics and Computing 10, section 4, with inverse-Wishart priors on the
     covariances (Fraley & Raftery 2007, J. Classification 24) and a uniform Dirichlet prior on the weights.
     """
     n, d = z.shape
+    num_components = numbers.shape[0]
     centre = jnp.mean(z, axis=0)
     covariance = (z - centre[None]).T @ (z - centre[None]) / n
     # Resampled particles may repeat: a floor on the spread keeps the factor finite.
@@ -103,7 +92,7 @@ def fit_student_mixture(key: Key, z: Ensemble, num_components: int) -> StudentMi
     prior_df = d + 2.0
     start = _mixture(
         jnp.full(num_components, -jnp.log(num_components), z.dtype),
-        _spread_centres(key, w, num_components),
+        _spread_centres(numbers, w),
         jnp.broadcast_to(jnp.linalg.cholesky(prior_covariance), (num_components, d, d)),
         DF,
     )
@@ -132,24 +121,31 @@ def fit_student_mixture(key: Key, z: Ensemble, num_components: int) -> StudentMi
     return _mixture(fitted.log_weights, means, chols, DF)
 
 
+def fit(key: Key, z: Ensemble, num_components: int) -> StudentMixture:
+    """`fit_student_mixture` with random numbers from a key."""
+    return _fit(uniforms(key, (num_components, z.shape[0]), z.dtype), z)
+
+
+_fit = eqx.filter_jit(fit_student_mixture)
+
+
 def inflated(mixture: StudentMixture, factor) -> StudentMixture:
     """The same mixture with every covariance multiplied by `factor`."""
     return _mixture(mixture.log_weights, mixture.means, mixture.chols * factor**0.5, mixture.df)
 
 
-def _spread_centres(key: Key, w: Ensemble, num_components: int) -> Float[Array, "components dim"]:
+def _spread_centres(numbers: Float[Array, "components particles"], w: Ensemble) -> Float[Array, "components dim"]:
     """k-means++: each next centre with probability proportional to the squared distance to the nearest so far.
 
     Source: Arthur & Vassilvitskii (2007), section 2.2.
     """
-    n, d = w.shape
-    key, key_first = jr.split(key)
-    first = w[jr.randint(key_first, (), 0, n)]
+    num_components, d = numbers.shape[0], w.shape[1]
+    first = w[jnp.argmax(numbers[0])]
     centres = jnp.broadcast_to(first, (num_components, d))  # the rest are overwritten in turn
 
     def add(k, state):
         centres, distance2 = state
-        new = w[jr.categorical(jr.fold_in(key, k), jnp.log(distance2 + 1e-12))]
+        new = w[jnp.argmax(jnp.log(distance2 + 1e-12) + gumbel(numbers[k]))]
         distance2 = jnp.minimum(distance2, jnp.sum((w - new[None]) ** 2, axis=1))
         return centres.at[k].set(new), distance2
 

@@ -12,9 +12,10 @@ from jaxtyping import Array, Float
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._posterior import Posterior
 from enkg_ppl._prior import Prior
+from enkg_ppl._random import normals, uniforms
 from enkg_ppl._refine._base import Progress, Refinement, decode, encode, standardised
 from enkg_ppl._refine._moves import Group, Start, Target, jump, log_standard_normal, slice_move
-from enkg_ppl._refine._reference import fit_student_mixture, inflated
+from enkg_ppl._refine._reference import fit, inflated
 from enkg_ppl._types import Ensemble, Key, Scalar
 
 NUM_BISECTIONS = 60
@@ -84,7 +85,8 @@ class TemperedSMC(Refinement):
         trace: list[dict[str, float]] = []
         while beta < 1:
             key, key_resample, key_move = jr.split(key, 3)
-            ensemble, beta, gain, ess = _reweight(key_resample, ensemble, start, beta, self.target_ess)
+            numbers = uniforms(key_resample, (num_particles + 1,), z.dtype)
+            ensemble, beta, gain, ess = _reweight(numbers, ensemble, start, jnp.asarray(beta, z.dtype), self.target_ess)
             beta, log_evidence = float(beta), log_evidence + float(gain)
             ensemble, moved = self._move(key_move, evaluate, Target(jnp.asarray(beta, z.dtype), start), ensemble)
             trace.append({"beta": beta, "ess": float(ess), **moved})
@@ -111,12 +113,12 @@ class TemperedSMC(Refinement):
         """The first ensemble: prior draws, or draws of a mixture that covers the guided ensemble."""
         location = problem.prior.location
         if guided is None:
-            return None, jr.normal(key, (num_particles, problem.dim), location.dtype)
+            return None, jnp.asarray(normals(key, (num_particles, problem.dim), location.dtype))
         key_fit, key_draw = jr.split(key)
         z = _encode_all(problem.prior, guided)
-        mixture = _fit(key_fit, z, self._components(guided.shape[0], problem.dim))
+        mixture = fit(key_fit, z, self._components(guided.shape[0], problem.dim))
         start = Start(inflated(mixture, self.inflation), self.prior_share)
-        return start, _sample_start(key_draw, start, num_particles)
+        return start, start.sample(key_draw, num_particles)
 
     def _components(self, num_particles: int, dim: int) -> int:
         """A component wants a few particles a dimension; with fewer, one Gaussian-like ellipse is better."""
@@ -140,7 +142,7 @@ class TemperedSMC(Refinement):
             for k in (0, 1):
                 key_fit, key_jump, key_slice = jr.split(jr.fold_in(key, 2 * cycle + k), 3)
                 other = halves[1 - k].z
-                reference = _fit(key_fit, other, self._components(other.shape[0], dim))
+                reference = fit(key_fit, other, self._components(other.shape[0], dim))
                 halves[k], acceptance = jump(key_jump, evaluate, target, reference, halves[k])
                 halves[k] = slice_move(key_slice, evaluate, target, reference, halves[k])
             cycle += 1
@@ -155,9 +157,6 @@ def batch_size(num_particles: int) -> int:
     return -(-num_particles // 2)
 
 
-_fit = eqx.filter_jit(fit_student_mixture)
-
-
 @eqx.filter_jit
 def _decode_all(prior: Prior, z: Ensemble) -> Ensemble:
     return jax.vmap(lambda z: decode(prior, z))(z)
@@ -169,12 +168,7 @@ def _encode_all(prior: Prior, x: Ensemble) -> Ensemble:
 
 
 @eqx.filter_jit
-def _sample_start(key: Key, start: Start, num_particles: int) -> Ensemble:
-    return jax.vmap(start.sample)(jr.split(key, num_particles))
-
-
-@eqx.filter_jit
-def _reweight(key: Key, ensemble: Group, start: Start | None, beta, target_ess: float):
+def _reweight(numbers, ensemble: Group, start: Start | None, beta, target_ess: float):
     """Raise beta until the weights' effective sample size falls to the target, and resample.
 
     Returns the resampled ensemble, the new beta, the gain in log evidence and the effective sample size (share).
@@ -206,15 +200,16 @@ def _reweight(key: Key, ensemble: Group, start: Start | None, beta, target_ess: 
     step = jnp.where(reaches_end, room, jnp.maximum(low, jnp.finfo(room.dtype).tiny))
     w = increment(step)
     beta = jnp.where(reaches_end, 1.0, beta + step)
-    chosen = jr.permutation(key, _systematic(jr.fold_in(key, 1), jax.nn.softmax(w)))
+    # In random order: the halves of the ensemble must not sort the particles.
+    chosen = _systematic(numbers[0], jax.nn.softmax(w))[jnp.argsort(numbers[1:])]
     resampled = Group(ensemble.z[chosen], ensemble.log_likelihood[chosen])
     return resampled, beta, logsumexp(w) - jnp.log(n), ess(step)
 
 
-def _systematic(key: Key, weights: Float[Array, " particles"]):
-    """Indices of a systematic resample: n equally spaced points, one random offset."""
+def _systematic(offset: Scalar, weights: Float[Array, " particles"]):
+    """Indices of a systematic resample: n equally spaced points, one random offset in [0, 1)."""
     n = weights.shape[0]
-    points = (jnp.arange(n) + jr.uniform(key, (), weights.dtype)) / n
+    points = (jnp.arange(n) + offset) / n
     return jnp.clip(jnp.searchsorted(jnp.cumsum(weights), points), 0, n - 1)
 
 
