@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Array, Float
 
 from enkg_ppl._types import Key
 
@@ -25,20 +27,21 @@ def _draw(key: Key, kind: str, size: int, dtype) -> jax.Array:
     return jr.normal(key, (size,), dtype) if kind == "normal" else jr.uniform(key, (size,), dtype)
 
 
-def _shaped(key: Key, kind: str, shape: tuple[int, ...], dtype):
+def _shaped(key: Key, kind: str, shape: tuple[int, ...], dtype) -> Any:
     n = math.prod(shape)
     size = max(SMALLEST, 1 << (n - 1).bit_length())
     flat = _draw(key, kind, size, np.dtype(dtype))
-    flat = flat if isinstance(flat, Tracer) else np.asarray(flat)  # NumPy: slicing compiles nothing
+    if not isinstance(flat, Tracer):
+        return np.asarray(flat)[:n].reshape(shape)  # by NumPy, which compiles nothing
     return flat[:n].reshape(shape)
 
 
-def normals(key: Key, shape: tuple[int, ...], dtype):
+def normals(key: Key, shape: tuple[int, ...], dtype) -> Float[Array, "..."]:
     """Standard normal numbers."""
     return _shaped(key, "normal", shape, dtype)
 
 
-def uniforms(key: Key, shape: tuple[int, ...], dtype):
+def uniforms(key: Key, shape: tuple[int, ...], dtype) -> Float[Array, "..."]:
     """Uniform numbers in [0, 1)."""
     return _shaped(key, "uniform", shape, dtype)
 

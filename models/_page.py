@@ -7,7 +7,6 @@ method under test is drawn filled in blue, its reference as dashed orange outlin
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import html
 import io
 import re
@@ -21,6 +20,9 @@ from jaxtyping import Float
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 from PIL import Image
 from scipy.ndimage import gaussian_filter
@@ -98,7 +100,7 @@ def style() -> Iterator[None]:
     """Matplotlib's settings for these pages."""
     installed = {font.name for font in font_manager.fontManager.ttflist}
     preferred = ("Inter", "Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans")
-    settings = {
+    settings: dict[Any, Any] = {
         "font.family": [name for name in preferred if name in installed],
         "font.size": 10,
         "axes.titlesize": 11.5,
@@ -173,8 +175,7 @@ def fit_figure(
 ) -> Figure:
     """All panels side by side under one legend; `size` in inches."""
     with style():
-        figure = Figure(figsize=size, layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.14, h_pad=0.12, wspace=0.02)
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.12, wspace=0.02))
         all_axes = np.ravel(figure.subplots(1, len(panels)))
         for axes, panel in zip(all_axes, panels, strict=True):
             fit_panel(axes, panel, names)
@@ -277,8 +278,8 @@ def highest_density_levels(
 
 def _pair_legend(figure: Figure, names: tuple[str, str]) -> None:
     handles = [
-        mpl.patches.Patch(facecolor=METHOD, alpha=0.34, edgecolor="none"),
-        mpl.lines.Line2D([], [], color=REFERENCE, linewidth=1.3, linestyle=DASHES),
+        Patch(facecolor=METHOD, alpha=0.34, edgecolor="none"),
+        Line2D([], [], color=REFERENCE, linewidth=1.3, linestyle=DASHES),
     ]
     figure.legend(
         handles,
@@ -314,7 +315,7 @@ def interval_figure(
         axes.grid(axis="x")
         axes.tick_params(length=0, pad=6)
         axes.spines[["left", "bottom"]].set_visible(False)
-        handles = [mpl.lines.Line2D([], [], color=colour, linewidth=4.2) for colour in (METHOD, REFERENCE)]
+        handles = [Line2D([], [], color=colour, linewidth=4.2) for colour in (METHOD, REFERENCE)]
         figure.legend(handles, names, loc="outside upper left", ncols=2, handlelength=1.4, columnspacing=1.6)
     return figure
 
@@ -413,10 +414,6 @@ def facts_block(facts: Mapping[str, str]) -> str:
 
 def diagnostics_block(diagnostics: Any) -> str:
     """Whatever diagnostics there are: named values as a table, anything else as the text it prints."""
-    if dataclasses.is_dataclass(diagnostics) and not isinstance(diagnostics, type):
-        diagnostics = {field.name: getattr(diagnostics, field.name) for field in dataclasses.fields(diagnostics)}
-    elif hasattr(diagnostics, "_asdict"):
-        diagnostics = diagnostics._asdict()
     if not isinstance(diagnostics, Mapping):
         return f'<div class="scroll"><pre>{html.escape(str(diagnostics))}</pre></div>'
     rows = ((str(name).replace("_", " "), _value(value)) for name, value in diagnostics.items())

@@ -96,9 +96,9 @@ TWIN_TOLERANCE = 1e-6
 
 
 def simulate(
-    theta: Float[ArrayLike, "particles 4"],
-    z_init: Float[ArrayLike, "particles 2"],
-    times: Float[ArrayLike, "*particles times"] | None = None,
+    theta: Float[np.ndarray, "particles 4"],
+    z_init: Float[np.ndarray, "particles 2"],
+    times: Float[np.ndarray, "*particles times"] | None = None,
 ) -> Float[np.ndarray, "particles times 2"]:
     """Solve Lotka and Volterra's equations for a whole ensemble: the black box, plain SciPy on the host.
 
@@ -116,25 +116,24 @@ def simulate(
         Hares and lynxes at `times`, thousands.
     """
     theta, z_init = np.asarray(theta, float), np.asarray(z_init, float)
-    times = YEARS[1:] - YEARS[0] if times is None else np.asarray(times, float)
-    times = times.reshape(-1, times.shape[-1])[0]
+    grid = np.atleast_2d(YEARS[1:] - YEARS[0] if times is None else np.asarray(times, float))[0]
 
     known = ~(np.isnan(theta).any(axis=1) | np.isnan(z_init).any(axis=1))
     wild = known & (peak_rate(theta, z_init) > WILD_RATE)
-    populations = np.full((len(theta), len(times), 2), np.nan)
+    populations = np.full((len(theta), len(grid), 2), np.nan)
     for group, method, tolerance in (
         (known & ~wild, "DOP853", TOLERANCE),
         (wild, "RK45", WILD_TOLERANCE),
     ):
         if group.any():
-            populations[group] = _solve(theta[group], z_init[group], times, method, tolerance)
+            populations[group] = _solve(theta[group], z_init[group], grid, method, tolerance)
     return populations
 
 
 def simulate_one(
     theta: Float[ArrayLike, "4"],
     z_init: Float[ArrayLike, "2"],
-    times: Float[ArrayLike, " times"] | None = None,
+    times: Float[np.ndarray, " times"] | None = None,
 ) -> Float[np.ndarray, "times 2"]:
     """`simulate` for a single particle; arguments and units as there."""
     return simulate(np.asarray(theta)[None], np.asarray(z_init)[None], times)[0]
@@ -237,7 +236,7 @@ def solve_twin(
             max_steps=1024,
             throw=False,
         )
-        value = jnp.clip(solution.ys - jnp.log(coupling)[None, :], -MAX_LOG_POPULATION, MAX_LOG_POPULATION)
+        value = jnp.clip(jnp.asarray(solution.ys) - jnp.log(coupling)[None, :], -MAX_LOG_POPULATION, MAX_LOG_POPULATION)
         return value, value
 
     # The tangent plane at the inputs has the right value and gradient, and reverse mode passes through it: a
@@ -251,7 +250,7 @@ def solve_twin(
 Solver = Callable[..., Float[Array, "times 2"]]
 
 
-def _lynx_hare(solve: Solver, years: Float[ArrayLike, " years"], y: Float[ArrayLike, "years 2"] | None) -> None:
+def _lynx_hare(solve: Solver, years: Float[np.ndarray, " years"], y: Float[ArrayLike, "years 2"] | None) -> None:
     def positive(mean: float, sd: float) -> dist.Distribution:
         return dist.TruncatedNormal(mean, sd, low=0.0)
 
@@ -259,11 +258,11 @@ def _lynx_hare(solve: Solver, years: Float[ArrayLike, " years"], y: Float[ArrayL
     beta = numpyro.sample("beta", positive(0.05, 0.05))
     gamma = numpyro.sample("gamma", positive(1.0, 0.5))
     delta = numpyro.sample("delta", positive(0.05, 0.05))
-    z_init = numpyro.sample("z_init", dist.LogNormal(math.log(10.0), 1.0).expand([2]).to_event(1))
-    sigma = numpyro.sample("sigma", dist.LogNormal(-1.0, 1.0).expand([2]).to_event(1))
+    z_init = jnp.asarray(numpyro.sample("z_init", dist.LogNormal(math.log(10.0), 1.0).expand([2]).to_event(1)))
+    sigma = jnp.asarray(numpyro.sample("sigma", dist.LogNormal(-1.0, 1.0).expand([2]).to_event(1)))
 
-    years = jnp.asarray(years)
-    later = solve(jnp.stack([alpha, beta, gamma, delta]), z_init, years[1:] - years[0])
+    times = jnp.asarray(years)[1:] - years[0]
+    later = solve(jnp.stack([alpha, beta, gamma, delta]), z_init, times)
     population = numpyro.deterministic("population", jnp.concatenate([z_init[None, :], later]))
     numpyro.sample("y", dist.LogNormal(jnp.log(population), sigma[None, :]).to_event(2), obs=y)
 
@@ -274,7 +273,7 @@ def _black_box(num_times: int) -> Solver:
     return blackbox(simulate, shape=(num_times, 2), vectorized=True)
 
 
-def model(years: Float[ArrayLike, " years"], y: Float[ArrayLike, "years 2"] | None = None) -> None:
+def model(years: Float[np.ndarray, " years"], y: Float[ArrayLike, "years 2"] | None = None) -> None:
     """The model that users write: priors, `simulate` as a black box, LogNormal counts.
 
     Sites: `alpha`, `gamma` (per year), `beta`, `delta` (per year and thousand animals), `z_init (2,)`
@@ -288,7 +287,7 @@ def model(years: Float[ArrayLike, " years"], y: Float[ArrayLike, "years 2"] | No
     _lynx_hare(_black_box(len(years) - 1), years, y)
 
 
-def twin(years: Float[ArrayLike, " years"], y: Float[ArrayLike, "years 2"] | None = None) -> None:
+def twin(years: Float[np.ndarray, " years"], y: Float[ArrayLike, "years 2"] | None = None) -> None:
     """`model` with the equations solved by diffrax: gradients exist, so NUTS runs. Meant for float64."""
     _lynx_hare(solve_twin, years, y)
 
@@ -354,8 +353,8 @@ def model(y=None):
     beta = numpyro.sample("beta", dist.TruncatedNormal(0.05, 0.05, low=0.0))
     gamma = numpyro.sample("gamma", dist.TruncatedNormal(1.0, 0.5, low=0.0))
     delta = numpyro.sample("delta", dist.TruncatedNormal(0.05, 0.05, low=0.0))
-    z_init = numpyro.sample("z_init", dist.LogNormal(math.log(10.0), 1.0).expand([2]).to_event(1))
-    sigma = numpyro.sample("sigma", dist.LogNormal(-1.0, 1.0).expand([2]).to_event(1))
+    z_init = jnp.asarray(numpyro.sample("z_init", dist.LogNormal(math.log(10.0), 1.0).expand([2]).to_event(1)))
+    sigma = jnp.asarray(numpyro.sample("sigma", dist.LogNormal(-1.0, 1.0).expand([2]).to_event(1)))
     later = simulate(jnp.stack([alpha, beta, gamma, delta]), z_init)
     population = numpyro.deterministic("population", jnp.concatenate([z_init[None, :], later]))
     numpyro.sample("y", dist.LogNormal(jnp.log(population), sigma[None, :]).to_event(2), obs=y)

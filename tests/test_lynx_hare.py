@@ -202,7 +202,7 @@ def test_picture_fits_a_readme(tmp_path):
 
 def test_diagnostics_of_any_kind_are_shown():
     assert "<pre>free &amp; easy</pre>" in _page.diagnostics_block("free & easy")
-    assert "<td>unit</td>" in _page.diagnostics_block(_page.Scalar("x", "1/yr", np.zeros(2), np.zeros(2)))
+    assert "<td>num levels</td>" in _page.diagnostics_block({"num_levels": 3})
 
 
 def test_highest_density_levels_of_a_gaussian():

@@ -121,7 +121,7 @@ def nuts(
     init_key, warmup_key, sample_key = jax.random.split(rng_key, 3)
 
     def log_density(position: Unconstrained) -> Float[Array, ""]:
-        return -potential_energy(model, args, kwargs, position)
+        return -jnp.asarray(potential_energy(model, args, kwargs, position))
 
     def candidate(key: PRNGKeyArray) -> Unconstrained:
         seeded = handlers.substitute(handlers.seed(model, key), substitute_fn=init_strategy)
@@ -239,7 +239,7 @@ def _adapt(
     @jax.jit
     @jax.vmap
     def run(key: PRNGKeyArray, position: Unconstrained) -> tuple[Any, dict[str, Array], Array]:
-        (state, parameters), info = warmup.run(key, position, num_warmup)
+        (state, parameters), info = warmup.run(key, position, num_warmup)  # pyright: ignore[reportCallIssue]
         tuned = {name: parameters[name] for name in ("step_size", "inverse_mass_matrix")}
         return state, tuned, info.info.num_integration_steps
 
