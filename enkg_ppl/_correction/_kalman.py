@@ -69,16 +69,18 @@ class KalmanCorrection(Correction):
     def start(self, key: Key, problem: InverseProblem, num_particles: int, sigma) -> Ensemble:
         return _noised_prior_draws(key, problem.prior, num_particles, sigma)
 
-    def init(self, problem: InverseProblem, x: Ensemble) -> Correlations:
+    def init(self, problem: InverseProblem, x: Ensemble) -> Correlations | None:
         x_j = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
         response = jax.eval_shape(lambda x_j: problem.likelihood.response(problem.forward(x_j)), x_j)
         m, d = response.prediction.shape[0], x.shape[1]
+        if m > x.shape[0]:
+            return None  # more data than particles: solved in ensemble space, and no m x m matrix is kept
         return Correlations(jnp.zeros((d, m), x.dtype), jnp.zeros((m, m), x.dtype))
 
     def evaluations_per_particle(self, num_steps: int) -> int:
         return 2 * num_steps
 
-    def step(self, key, x, level: Level, problem: InverseProblem, respond: Respond, memory: Correlations):
+    def step(self, key, x, level: Level, problem: InverseProblem, respond: Respond, memory: Correlations | None):
         key_draw, key_analyse = jr.split(key)
         draws = _draw_twice(key_draw, problem.prior, x, level.sigma, self.num_draw_steps)
         responses = respond(draws)
@@ -109,7 +111,7 @@ def _analyse(
     draws: Ensemble,
     responses: Response,
     level: Level,
-    memory: Correlations,
+    memory: Correlations | None,
     perturbations: Float[Array, "particles m"],
     noise: Ensemble,
 ):
@@ -119,18 +121,24 @@ def _analyse(
     response, response2 = (jax.tree.map(lambda a, s=s: a[s], responses) for s in (slice(n), slice(n, None)))
     usable = _usable(response) & _usable(response2)
     r, q = (z1 - z2) / 2**0.5, (response.prediction - response2.prediction) / 2**0.5
-    C_xg, C_gg, memory = _covariances(settings, r, q, usable, level.index == 0, memory)
-    shift = _kalman_shift(perturbations, response, usable, C_xg, C_gg, settings.max_innovation)
+    r, q = jnp.where(usable[:, None], r, 0.0), jnp.where(usable[:, None], q, 0.0)
+    gamma = _typical_noise(response, usable)
+    innovation = jnp.where(usable[:, None], response.observation - response.prediction, 0.0)
+    innovation = innovation + jnp.sqrt(gamma)[None] * perturbations
+    n = jnp.maximum(jnp.sum(usable), 1)
+    if memory is None:
+        shift = _ensemble_space_shift(r, q, n, gamma, innovation, settings.max_innovation)
+    else:
+        C_xg, C_gg, memory = _covariances(settings, r, q, n, level.index == 0, memory)
+        shift = _kalman_shift(C_xg, C_gg, gamma, innovation, settings.max_innovation)
     x0 = z1 + jnp.where(usable[:, None], shift, 0.0)
     return x0 + level.sigma_next * noise, memory
 
 
 def _covariances(
-    settings: KalmanCorrection, r: Ensemble, q: Float[Array, "particles m"], usable, is_first, past: Correlations
+    settings: KalmanCorrection, r: Ensemble, q: Float[Array, "particles m"], n, is_first, past: Correlations
 ):
     """Pooled conditional covariances: sampled correlations averaged over levels, tapered, times today's sd."""
-    n = jnp.maximum(jnp.sum(usable), 1)
-    r, q = jnp.where(usable[:, None], r, 0.0), jnp.where(usable[:, None], q, 0.0)
     sd_r, sd_q = jnp.sqrt(jnp.sum(r**2, axis=0) / n), jnp.sqrt(jnp.sum(q**2, axis=0) / n)
     r, q = r / _nonzero(sd_r)[None], q / _nonzero(sd_q)[None]
     weight = jnp.where(is_first, 0.0, settings.memory)
@@ -146,21 +154,47 @@ def _covariances(
     return sd_r[:, None] * xg * sd_q[None], sd_q[:, None] * gg * sd_q[None], memory
 
 
-def _kalman_shift(perturbations, response: Response, usable, C_xg, C_gg, max_innovation: float) -> Ensemble:
-    """``C_xg (C_gg + Gamma)^-1 (y + eta - g)`` for every particle."""
-    # Where the noise depends on the particle (Poisson, unknown scale), its typical value serves them all.
+def _typical_noise(response: Response, usable) -> Float[Array, " m"]:
+    """One noise variance a datum: where it depends on the particle (Poisson, unknown scale), the median serves all."""
     gamma = jnp.nanmedian(jnp.where(usable[:, None], response.noise, jnp.nan), axis=0)
-    gamma = jnp.where(jnp.isfinite(gamma) & (gamma > 0), gamma, 1.0)
-    eta = jnp.sqrt(gamma)[None] * perturbations
-    innovation = jnp.where(usable[:, None], response.observation - response.prediction, 0.0) + eta
+    return jnp.where(jnp.isfinite(gamma) & (gamma > 0), gamma, 1.0)
+
+
+def _kalman_shift(C_xg, C_gg, gamma, innovation: Float[Array, "particles m"], max_innovation: float) -> Ensemble:
+    """``C_xg (C_gg + Gamma)^-1 innovation`` for every particle, the innovation bounded."""
     # In units of each datum's own spread the noise is a floor under the eigenvalues, which a taper may push below it.
     scale = jnp.sqrt(jnp.diag(C_gg) + gamma)
     eigenvalues, vectors = jnp.linalg.eigh((C_gg + jnp.diag(gamma)) / scale[:, None] / scale[None])
-    eigenvalues = jnp.maximum(eigenvalues, jnp.min(gamma / scale**2))
+    rounding = scale.shape[0] * jnp.finfo(scale.dtype).eps
+    eigenvalues = jnp.maximum(eigenvalues, jnp.maximum(jnp.min(gamma / scale**2), rounding))
     u = (innovation / scale[None]) @ vectors
-    size = jnp.sqrt(jnp.mean(u**2 / eigenvalues[None], axis=1, keepdims=True))
-    u = u * jnp.minimum(1.0, max_innovation / size)
+    u = u * _bound(jnp.mean(u**2 / eigenvalues[None], axis=1), max_innovation)[:, None]
     return ((u / eigenvalues[None]) @ vectors.T / scale[None]) @ C_xg.T
+
+
+def _ensemble_space_shift(
+    r: Ensemble,
+    q: Float[Array, "particles m"],
+    n,
+    gamma,
+    innovation: Float[Array, "particles m"],
+    max_innovation: float,
+) -> Ensemble:
+    """`_kalman_shift` with the untapered covariances of this level alone, by a J x J solve.
+
+    With ``W = q Gamma^-1/2`` and ``b = innovation Gamma^-1/2`` Woodbury's identity turns ``C_xg (C_gg + Gamma)^-1`` into
+    ``r^T (n I + W W^T)^-1 W Gamma^-1/2`` (Evensen 2003, Ocean Dynamics 53, section 4).
+    """
+    W, b = q / jnp.sqrt(gamma)[None], innovation / jnp.sqrt(gamma)[None]
+    Wb = b @ W.T
+    weights = jnp.linalg.solve(n * jnp.eye(W.shape[0], dtype=W.dtype) + W @ W.T, Wb.T).T
+    size2 = (jnp.sum(b**2, axis=1) - jnp.sum(Wb * weights, axis=1)) / b.shape[1]
+    return (weights * _bound(size2, max_innovation)[:, None]) @ r
+
+
+def _bound(size2: Float[Array, " particles"], max_innovation: float) -> Float[Array, " particles"]:
+    """Factor that brings an innovation of mean square `size2` (in its own variances) down to the largest allowed."""
+    return jnp.minimum(1.0, max_innovation / jnp.sqrt(jnp.maximum(size2, 1e-12)))
 
 
 def _usable(response: Response):
