@@ -182,8 +182,8 @@ def _ensemble_space_shift(
 ) -> Ensemble:
     """`_kalman_shift` with the untapered covariances of this level alone, by a J x J solve.
 
-    With ``W = q Gamma^-1/2`` and ``b = innovation Gamma^-1/2`` Woodbury's identity turns ``C_xg (C_gg + Gamma)^-1`` into
-    ``r^T (n I + W W^T)^-1 W Gamma^-1/2`` (Evensen 2003, Ocean Dynamics 53, section 4).
+    With ``W = q Gamma^-1/2`` and ``b = innovation Gamma^-1/2`` Woodbury's identity turns ``C_xg (C_gg + Gamma)^-1``
+    into ``r^T (n I + W W^T)^-1 W Gamma^-1/2`` (Evensen 2003, Ocean Dynamics 53, section 4).
     """
     W, b = q / jnp.sqrt(gamma)[None], innovation / jnp.sqrt(gamma)[None]
     Wb = b @ W.T
