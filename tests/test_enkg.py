@@ -14,7 +14,7 @@ import pytest
 import scipy.stats as st
 from numpyro.infer import Predictive, log_likelihood
 
-from enkg_ppl import EnKG, TemperedSMC, blackbox
+from enkg_ppl import EnKG, PublishedCorrection, TemperedSMC, blackbox
 
 J = 256
 Y = jnp.array([1.0, 0.5, 1.5])
@@ -247,6 +247,26 @@ def test_misfit_is_told():
     with pytest.warns(UserWarning, match="EnKG: the draws miss the data by more than the noise allows"):
         enkg.run(jr.key(8), jnp.full(4, 3.0))
     assert enkg.diagnostics().warnings
+
+
+def test_collapse_is_told():
+    """The published correction with as many data as unknowns; the default correction on the same says nothing."""
+
+    def square(y):
+        b = numpyro.sample("b", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        numpyro.sample("y", dist.Normal(2 * b, 0.1).to_event(1), obs=y)
+
+    published, default = (
+        EnKG(square, num_particles=J, progress_bar=False, correction=correction, refine=None)
+        for correction in (PublishedCorrection(0.5), None)
+    )
+    with pytest.warns(UserWarning, match="EnKG: the ensemble has collapsed .its variance is"):
+        published.run(jr.key(12), LINE)
+    default.run(jr.key(12), LINE)
+    spreads = [float(enkg.get_samples()["b"].std(axis=0).mean()) for enkg in (published, default)]
+    assert spreads[0] < 0.001
+    assert 0.5 < default.diagnostics()["spread_ratio"] < 1.2
+    assert 0.04 < spreads[1] < 0.06  # 1 / sqrt(1 + 400) = 0.0499
 
 
 def test_too_few_moves_are_told():

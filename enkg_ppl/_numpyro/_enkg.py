@@ -19,7 +19,7 @@ from numpyro.infer import MCMC
 
 from enkg_ppl._blackbox import raise_host_failure
 from enkg_ppl._correction import Correction, KalmanCorrection
-from enkg_ppl._diagnostics import Diagnostics, diagnose
+from enkg_ppl._diagnostics import Diagnostics, diagnose, spread_ratio
 from enkg_ppl._forward import Evaluator, ensemble_forward
 from enkg_ppl._guide import guide
 from enkg_ppl._numpyro._model import ModelError, NumPyroModel, Observation
@@ -325,7 +325,10 @@ def _collect(model: NumPyroModel, posteriors: list[Posterior], chunk_size, extra
     if "log_likelihood" in extra_fields:
         fields["log_likelihood"] = log_likelihood
     chi2, num_data = _misfit(response)
-    diagnostics = diagnose(posteriors, chi2, num_data)
+    ratio = None
+    if response is not None and posteriors[0].log_likelihood is None:  # the guided ensemble alone
+        ratio = spread_ratio(*(np.asarray(a[0]) for a in (z, response.prediction, response.noise)))
+    diagnostics = diagnose(posteriors, chi2, num_data, ratio)
     for name, why in model.unguided.items():
         diagnostics[f"unguided '{name}'"] = f"left to the refinement: {why}"
     evidences = [p.log_evidence for p in posteriors if p.log_evidence is not None]
