@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 # Share of the bar that the guided flow takes before the refinement.
 GUIDE_SHARE = 0.3

@@ -66,6 +66,7 @@ MODELS = {
     "unsupported": (with_prior(dist.Dirichlet(jnp.ones(3))), (Y,), "latent site 'slope': Dirichlet has no transport"),
     "subsampling": (subsampling, (Y,), "plate 'data' subsamples 1 of 2: .*drop subsample_size"),
     "scaled-prior": (scaled_prior, (Y,), "latent site 'a' is under handlers.scale"),
+    "nan-data": (good, (Y * jnp.nan,), r"data of observed site 'y' hold NaN: leave the missing ones out, or mask them"),
     "numpy": (numpy_simulator, (Y,), r"host code such as NumPy or SciPy: wrap that function.*blackbox\(fn, shape"),
     "branch": (branching, (Y,), r"host code such as NumPy"),
 }

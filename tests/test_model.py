@@ -109,6 +109,22 @@ def test_scale_and_mask_and_factor():
     np.testing.assert_array_equal(response.prediction[4:], response.observation[4:])
 
 
+def test_masked_missing_data():
+    """NaN where the mask is False is how missing data are written."""
+    y = Y.at[2].set(jnp.nan)
+
+    def model(y):
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+        with handlers.mask(mask=~jnp.isnan(y)):
+            numpyro.sample("y", dist.Normal(a, 0.5), obs=y)
+
+    problem = NumPyroModel(model, (y,), {}).problem()
+    expected = dist.Normal(0.7, 0.5).log_prob(jnp.delete(Y, 2)).sum()
+    np.testing.assert_allclose(problem.log_likelihood(jnp.array([0.7])), expected, rtol=1e-10)
+    response = problem.likelihood.response(problem.forward(jnp.array([0.7])))
+    assert all(np.all(np.isfinite(part)) for part in response)
+
+
 def test_residuals_as_data():
     """`obs=y - f` depends on the latents; the value is taken from the same run as the distribution."""
 

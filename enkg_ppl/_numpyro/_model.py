@@ -18,7 +18,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 import numpyro.distributions as dist
+from jax.core import Tracer
 from jaxtyping import Array, Float
 from numpyro import handlers
 
@@ -107,6 +109,7 @@ class NumPyroModel:
             if site["type"] == "deterministic":
                 self.deterministic.append(name)
             elif site["type"] == "sample" and site["is_observed"]:
+                _check_observed(name, site)
                 self.observed.append(name)
             elif site["type"] == "sample":
                 start = self.sites[-1].stop if self.sites else 0
@@ -265,6 +268,17 @@ def _check_site(name: str, site) -> None:
                 f"plate '{name}' subsamples {subsample_size} of {size}: EnKG needs all the data at once, so drop "
                 "subsample_size"
             )
+
+
+def _check_observed(name: str, site) -> None:
+    value = site["value"]
+    if isinstance(value, Tracer) or isinstance(site["fn"], dist.MaskedDistribution):
+        return  # depends on the latents, or is masked where it is missing
+    if jnp.issubdtype(jnp.result_type(value), jnp.inexact) and bool(np.isnan(np.asarray(value)).any()):
+        raise ModelError(
+            f"the data of observed site '{name}' hold NaN: leave the missing ones out, or mask them with "
+            "handlers.mask(mask=~jnp.isnan(y))"
+        )
 
 
 def _check_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
