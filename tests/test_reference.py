@@ -1,6 +1,7 @@
 """The defaults against reference draws that others made: every mean within 0.15 posterior sd, sd ratio in [0.85, 1.15].
 
-Misses over the seeds tried (5 on lynx-hare, 9 on eight schools): none; worst mean 0.09, worst ratio 0.90.
+Seeds tried: 5 on lynx-hare (worst mean 0.07 sd off, sd ratios 0.96-1.09), 12 on eight schools (0.08, 0.94-1.09).
+No miss among them.
 """
 
 import jax.numpy as jnp
