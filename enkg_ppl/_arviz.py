@@ -29,3 +29,13 @@ def from_fitted(enkg, prior, posterior_predictive, log_likelihood, options: dict
         else:
             idata.add_groups({"log_likelihood": dataset})
     return idata
+
+
+def from_ranks(values: dict[str, np.ndarray]):
+    """Scaled ranks of a calibration study as the group ``prior_sbc``; arrays lead with (chain, draw)."""
+    dataset = az.convert_to_dataset(values)
+    if ONE:
+        from xarray import DataTree
+
+        return DataTree.from_dict({"prior_sbc": dataset})
+    return az.InferenceData(prior_sbc=dataset)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from enkg_ppl._blackbox import only_rows, raise_host_failure
 from enkg_ppl._likelihood import Likelihood, Response
@@ -20,6 +21,8 @@ Respond = Callable[[Ensemble], Response]  # the working responses of a whole ens
 # The last few particles of a slice move should not cost a whole batch of a slow simulator: they are packed into one
 # of this share of the size.
 SMALL_BATCH_FRACTION = 8
+HOST_BATCHES = (1, 4, 16)
+KEPT = 4  # calls of `Evaluator.response` that are remembered
 
 
 def ensemble_forward(forward, x: Ensemble, chunk_size: int | None = None) -> EnsembleOutput:
@@ -37,8 +40,8 @@ def ensemble_response(problem: InverseProblem, x: Ensemble, chunk_size: int | No
 
 
 @eqx.filter_jit
-def _simulate(forward, x: Ensemble, chunk_size: int | None) -> EnsembleOutput:
-    return ensemble_forward(forward, x, chunk_size)
+def _simulate(forward, x: Ensemble) -> EnsembleOutput:
+    return jax.vmap(forward)(x)
 
 
 @eqx.filter_jit
@@ -49,6 +52,11 @@ def _log_likelihood(likelihood: Likelihood, g: EnsembleOutput) -> Float[Array, "
 
 
 @eqx.filter_jit
+def _both(likelihood: Likelihood, g: EnsembleOutput) -> tuple[Float[Array, " particles"], Response]:
+    return _log_likelihood(likelihood, g), jax.vmap(likelihood.response)(g)
+
+
+@eqx.filter_jit
 def _response(likelihood: Likelihood, g: EnsembleOutput) -> Response:
     return jax.vmap(likelihood.response)(g)
 
@@ -56,66 +64,87 @@ def _response(likelihood: Likelihood, g: EnsembleOutput) -> Response:
 class Evaluator:
     """The simulator on ensembles, called from the host, with the exact count of forward evaluations.
 
-    One evaluation is one particle in one call. Rows that only fill up a batch are not asked for and not counted;
-    black boxes are not called for them. A simulator in JAX always sees batches of `batch_size` particles (and small
-    ones where it has loops), so that it is compiled once; one in host code sees all wanted particles in one call.
+    One evaluation is one particle in one call. Rows that only fill up a batch are not counted, and black boxes are not
+    called for them. The simulator is compiled for a few numbers of particles only: in JAX for batches of `batch_size`
+    (and small ones where it has loops), in host code for up to `HOST_BATCHES` times that, so that a vectorised one
+    sees many particles in a call.
+
+    `limit`: the number of evaluations that may be made in all, or None; callers ask `remaining` first.
     """
 
     def __init__(self, problem: InverseProblem, batch_size: int, chunk_size: int | None = None):
         self.problem = problem
         self.batch_size = batch_size
         self.chunk_size = chunk_size
+        self.limit: int | None = None
         self.count = 0
         self.num_failed = 0
+        self._kept: list[tuple[Ensemble, Response]] = []
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1 particle, or None for all at once; got {chunk_size}")
         dtype = problem.prior.location.dtype
         code = str(jax.make_jaxpr(problem.forward)(jax.ShapeDtypeStruct((problem.dim,), dtype)))
         self._on_host = "pure_callback" in code
-        self._small = -(-batch_size // SMALL_BATCH_FRACTION) if "while[" in code or "scan[" in code else 0
+        if self._on_host:
+            sizes = {batch_size * factor for factor in HOST_BATCHES}
+        elif "while[" in code or "scan[" in code:
+            sizes = {-(-batch_size // SMALL_BATCH_FRACTION), batch_size}
+        else:
+            sizes = {batch_size}
+        self._sizes = sorted({size if chunk_size is None else min(size, chunk_size) for size in sizes})
+
+    def handed_to(self, problem: InverseProblem) -> Evaluator:
+        """An evaluator for the same simulator in other coordinates, with what is left of the budget."""
+        if problem is self.problem:
+            return self
+        other = Evaluator(problem, self.batch_size, self.chunk_size)
+        other.limit = None if self.limit is None else self.limit - self.count
+        other._kept = self._kept
+        return other
+
+    @property
+    def remaining(self) -> float:
+        """Evaluations that may still be made."""
+        return float("inf") if self.limit is None else self.limit - self.count
 
     def response(self, x: Ensemble) -> Response:
-        """Working responses of all particles."""
-        return self._evaluate(x, np.ones(len(x), bool), _response)
+        """Working responses of all particles, as NumPy arrays."""
+        response = self._evaluate(x, _response)
+        self._kept = [*self._kept, (np.asarray(x), response)][-KEPT:]
+        return response
 
-    def log_likelihood(self, x: Ensemble, wanted: Bool[np.ndarray, " particles"] | None = None):
-        """Log likelihood of every particle, or of the `wanted` ones only (-inf elsewhere), shape (particles,)."""
-        wanted = np.ones(len(x), bool) if wanted is None else wanted
-        if not wanted.any():
-            return jnp.full(len(x), -jnp.inf, x.dtype)
-        result = self._evaluate(x, wanted, _log_likelihood)
-        if not wanted.all():
-            result = jnp.where(jnp.asarray(wanted), result, -jnp.inf)
-        self.num_failed += int((np.isneginf(np.asarray(result)) & wanted).sum())
+    @property
+    def simulated(self) -> tuple[Ensemble, Response] | None:
+        """Particles of the last calls of `response` and what they gave, one below the other; None before the first."""
+        if not self._kept:
+            return None
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *self._kept)
+
+    def log_likelihood(self, x: Ensemble) -> Float[np.ndarray, " particles"]:
+        """Log likelihood of every particle; -inf where the simulation failed."""
+        result = self._evaluate(x, _log_likelihood)
+        self.num_failed += int(np.isneginf(result).sum())
         return result
 
-    def _evaluate(self, x: Ensemble, wanted, finish):
-        """Simulate, and `finish(likelihood, outputs)`; rows that are not wanted hold anything."""
-        self.count += int(wanted.sum())
-        likelihood = self.problem.likelihood
-        with raise_host_failure():
-            if self._on_host:
-                with only_rows(wanted):
-                    outputs = jax.block_until_ready(_simulate(self.problem.forward, x, self.chunk_size))
-                return finish(likelihood, outputs)
-            rows = np.flatnonzero(wanted)
-            size = self._small if len(rows) <= self._small else self.batch_size
-            if len(rows) == len(x) == size:
-                return finish(likelihood, _simulate(self.problem.forward, x, self.chunk_size))
-            return self._in_batches(x, rows, size, finish)
+    def log_likelihood_and_response(self, x: Ensemble) -> tuple[Float[np.ndarray, " particles"], Response]:
+        """Both from one evaluation a particle."""
+        log_likelihood, response = self._evaluate(x, _both)
+        self.num_failed += int(np.isneginf(log_likelihood).sum())
+        return log_likelihood, response
 
-    def _in_batches(self, x: Ensemble, rows, size: int, finish):
-        # Put together by NumPy: every number of rows would be another program for JAX to compile.
-        all_x, found = np.asarray(x), None
-        for start in range(0, len(rows), size):
-            batch = rows[start : start + size]
-            padded = np.concatenate([batch, np.full(size - len(batch), batch[0])])
-            part = jax.device_get(
-                finish(
-                    self.problem.likelihood,
-                    _simulate(self.problem.forward, jnp.asarray(all_x[padded]), self.chunk_size),
-                )
-            )
-            if found is None:
-                found = jax.tree.map(lambda a: np.zeros((len(x), *a.shape[1:]), a.dtype), part)
-            for whole, piece in zip(jax.tree.leaves(found), jax.tree.leaves(part), strict=True):
-                whole[batch] = piece[: len(batch)]
-        return jax.tree.map(jnp.asarray, found)
+    def _evaluate(self, x: Ensemble, finish):
+        """Simulate, and `finish(likelihood, outputs)`, in batches put together by NumPy."""
+        x, parts, start = np.asarray(x), [], 0
+        self.count += len(x)
+        with raise_host_failure():
+            while start < len(x):
+                left = len(x) - start
+                size = next((size for size in self._sizes if size >= left), self._sizes[-1])
+                rows = np.arange(start, start + size)
+                batch = jnp.asarray(x[np.minimum(rows, len(x) - 1)])  # filled up with the last particle
+                with only_rows(rows < len(x)) if self._on_host else nullcontext():
+                    outputs = _simulate(self.problem.forward, batch)
+                    part = jax.device_get(finish(self.problem.likelihood, outputs))
+                parts.append(jax.tree.map(lambda a, k=min(size, left): a[:k], part))
+                start += size
+        return jax.tree.map(lambda *pieces: np.concatenate(pieces), *parts)

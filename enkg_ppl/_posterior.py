@@ -18,7 +18,7 @@ class Posterior:
     `draws`: shape (particles, dim). `log_likelihood`: shape (particles,) in nats, or None where it was not
     evaluated at the draws. `log_evidence`: nats, or None with the reason in `why_no_evidence`.
     `num_forward_evaluations`: exact count, one per particle per call. `method`: what produced the draws.
-    `stats`: numbers for the diagnostics. `messages`: sentences that the user should read.
+    `log_weights`: of the last resampling, for diagnostics. `stats`: numbers for the diagnostics. `messages`: sentences that the user should read.
     """
 
     draws: Ensemble
@@ -27,6 +27,7 @@ class Posterior:
     log_likelihood: Float[Array, " particles"] | None = None
     log_evidence: float | None = None
     why_no_evidence: str = "the guided flow alone gives no evidence; use a refinement such as TemperedSMC"
+    log_weights: Float[Array, " particles"] | None = None
     stats: dict[str, Any] = dataclasses.field(default_factory=dict)
     messages: list[str] = dataclasses.field(default_factory=list)
 

@@ -19,7 +19,9 @@ class Truth:
     """What is known about a posterior.
 
     `draws`: exact draws, or long-run ones. `mean`, `sd`: by default those of the draws; give the closed form where
-    there is one. `log_evidence`: nats, where known. `source`: where it comes from, in a few words.
+    there is one. `log_evidence`: nats, where known. `masses`: of the modes that `Target.modes` numbers, by default
+    their shares of the draws. `simulated_from`: the unknowns that the data were simulated from, in the draws' layout.
+    `source`: where it comes from, in a few words.
     """
 
     draws: Draws
@@ -27,6 +29,8 @@ class Truth:
     mean: Float[np.ndarray, " dim"] | None = None
     sd: Float[np.ndarray, " dim"] | None = None
     log_evidence: float | None = None
+    masses: Float[np.ndarray, " modes"] | None = None
+    simulated_from: Float[np.ndarray, " dim"] | None = None
 
     @property
     def means(self) -> Float[np.ndarray, " dim"]:
@@ -46,8 +50,10 @@ class Target:
     `model`, `args`, `kwargs`: the NumPyro model and what `run` is called with; `sites` are those that are compared, in
     the order in which `flatten` lays them out.
     `problem`: called for an `InverseProblem`, where the prior is no NumPyro model; draws are its latent vectors.
+    `twin`: the same model with the same sites, differentiable, where `model` is a black box; see `with_gradient`.
+    `num_particles`: the ensemble that it is meant for, where not the runner's usual one.
     `modes`: numbers the mode of each of ``(draws, dim)``, where there are several.
-    `differentiable`: whether gradient methods such as NUTS may be tried.
+    `differentiable`: whether gradient methods such as NUTS may be tried, on `with_gradient`.
     """
 
     name: str
@@ -60,6 +66,13 @@ class Target:
     problem: Callable[[], InverseProblem] | None = None
     modes: Callable[[Draws], Int[np.ndarray, " draws"]] | None = None
     differentiable: bool = True
+    twin: Callable | None = None
+    num_particles: int | None = None
+
+    @property
+    def with_gradient(self) -> Callable | None:
+        """The model that gradient methods get: the twin where there is one."""
+        return self.model if self.twin is None else self.twin
 
     def flatten(self, samples: Mapping[str, ArrayLike]) -> Draws:
         """Draws of the sites, each ``(draws, *site shape)``, side by side: ``(draws, dim)``."""

@@ -18,21 +18,19 @@ from numpyro.diagnostics import print_summary
 from numpyro.infer import MCMC
 
 from enkg_ppl._blackbox import raise_host_failure
-from enkg_ppl._correction import Correction, KalmanCorrection
+from enkg_ppl._correction import Correction
 from enkg_ppl._diagnostics import Diagnostics, diagnose, spread_ratio
 from enkg_ppl._forward import Evaluator, ensemble_forward
-from enkg_ppl._guide import guide
-from enkg_ppl._numpyro._model import ModelError, NumPyroModel, Observation
+from enkg_ppl._infer import LEAST, Progress, infer
+from enkg_ppl._numpyro._model import ModelError, NumPyroModel, Observation, Simulator
 from enkg_ppl._numpyro._response import ranks_may_differ
 from enkg_ppl._posterior import Posterior
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._progress import ProgressBar
-from enkg_ppl._refine import Refinement, TemperedSMC
-from enkg_ppl._refine._tempered_smc import batch_size
+from enkg_ppl._refine import Refinement
+from enkg_ppl._refine._blocks import block_size
 from enkg_ppl._schedule import Schedule
 
-# Levels of the guided flow where a refinement follows: as a proposal it need not be as good as where it is the result.
-PROPOSAL_LEVELS = 5
 SEED_PRIOR, SEED_PREDICTIVE = 0, 1  # of what `to_arviz` draws on request
 
 
@@ -47,9 +45,11 @@ class EnKG(MCMC):
     `num_particles`: particles in an ensemble, which is also the number of draws; at least 4.
     `num_ensembles`: independent ensembles, the chains of R-hat.
     `correction`, `schedule`: how the guided flow steers, and its noise levels (default `KalmanCorrection()`).
-    `refine`: "auto" (default) makes the posterior exact by `TemperedSMC` from the guided ensemble; a refinement such
+    `refine`: "auto" (default) makes the posterior exact from the guided ensemble, by `TemperedSMC` or, in latent spaces
+    large for this many particles, `LatentSlice` (`diagnostics()` says which and why); a refinement such
     as `TemperedSMC(...)` does so with your settings; None returns the guided ensemble as it is.
-    `progress_bar`: show one. `chunk_size`: particles simulated at a time, to bound memory (default: all).
+    `max_forward_evaluations`: of the simulator, for the whole run; never exceeded, and a warning says where it cut
+    the run short. `progress_bar`: show one. `chunk_size`: particles simulated at a time, to bound memory (default: all).
 
     Source: Zheng et al., arXiv 2409.20175 (guidance); see `TemperedSMC` for the refinement.
     """
@@ -64,6 +64,7 @@ class EnKG(MCMC):
         schedule: Schedule | None = None,
         refine: Literal["auto"] | Refinement | None = "auto",
         progress_bar: bool = True,
+        max_forward_evaluations: int | None = None,
         chunk_size: int | None = None,
         **unknown: Any,
     ):
@@ -87,6 +88,9 @@ class EnKG(MCMC):
         self.schedule = schedule
         self.refine = refine
         self.progress_bar = progress_bar
+        if max_forward_evaluations is not None:
+            _check_count("max_forward_evaluations", max_forward_evaluations, 1, "a budget for the whole run, or None")
+        self.max_forward_evaluations = max_forward_evaluations
         self.chunk_size = chunk_size
         # What readers of an MCMC look at.
         self.sampler = SimpleNamespace(model=model)
@@ -114,7 +118,7 @@ class EnKG(MCMC):
         rng_key = _as_typed_key(rng_key)
         numpyro_model = NumPyroModel(self.model, args, kwargs)
         problem = numpyro_model.problem()
-        evaluator = Evaluator(problem, batch_size(self.num_particles), self.chunk_size)
+        evaluator = Evaluator(problem, block_size(self.num_particles), self.chunk_size)
         with ProgressBar(self.progress_bar, self.num_ensembles) as bar:
             posteriors = []
             for i in range(self.num_ensembles):
@@ -128,41 +132,34 @@ class EnKG(MCMC):
 
     def _infer(self, key, numpyro_model: NumPyroModel, problem: InverseProblem, evaluator: Evaluator, bar: ProgressBar):
         """One ensemble: the guided flow, then the refinement."""
-        key_guide, key_refine = jr.split(key)
-        guided = None
-        if numpyro_model.guided:
-            guided = guide(
-                key_guide,
-                problem,
-                num_particles=self.num_particles,
-                correction=self._correction(),
-                schedule=self.schedule,
-                evaluator=evaluator,
-                progress=bar.guide,
-            )
-        if self.refine is None:
-            if guided is None:
-                reasons = "; ".join(f"'{name}': {why}" for name, why in numpyro_model.unguided.items())
-                raise ModelError(f"the guidance can use no observed site ({reasons}): leave refine at 'auto'")
-            return guided
-        refinement = TemperedSMC() if isinstance(self.refine, str) else self.refine
-        posterior = refinement.run(
-            key_refine,
+        if self.refine is None and not numpyro_model.guided:
+            reasons = "; ".join(f"'{name}': {why}" for name, why in numpyro_model.unguided.items())
+            raise ModelError(f"the guidance can use no observed site ({reasons}): leave refine at 'auto'")
+        return infer(
+            key,
             problem,
             num_particles=self.num_particles,
-            guided=None if guided is None else guided.draws,
+            correction=self.correction,
+            schedule=self.schedule,
+            refine=self.refine,
+            max_forward_evaluations=self._budget(),
+            guided=bool(numpyro_model.guided),
             evaluator=evaluator,
-            progress=bar.refine,
+            progress=Progress(bar.guide, bar.refine),
         )
-        if guided is not None:
-            posterior.num_forward_evaluations += guided.num_forward_evaluations
-            posterior.method = f"{guided.method} + {posterior.method}"
-        return posterior
 
-    def _correction(self) -> Correction:
-        if self.correction is not None:
-            return self.correction
-        return KalmanCorrection() if self.refine is None else KalmanCorrection(num_steps=PROPOSAL_LEVELS)
+    def _budget(self) -> int | None:
+        """Forward evaluations for one ensemble, those of the last look at its draws apart."""
+        if self.max_forward_evaluations is None:
+            return None
+        budget = self.max_forward_evaluations // self.num_ensembles - self.num_particles
+        if budget < LEAST * self.num_particles:
+            least = (LEAST + 1) * self.num_particles * self.num_ensembles
+            raise ValueError(
+                f"max_forward_evaluations={self.max_forward_evaluations} is too few for {self.num_ensembles} x "
+                f"{self.num_particles} particles: allow at least {least:,}, or lower num_particles"
+            )
+        return budget
 
     # -- results -------------------------------------------------------------------------------------------------
 
@@ -284,8 +281,13 @@ def _predict(enkg: EnKG, key: jax.Array) -> dict[str, jax.Array]:
     model = NumPyroModel(enkg.model, enkg._args, enkg._kwargs)
     z = jr.normal(key_z, (enkg.num_ensembles, enkg.num_particles, model.dim))
     with raise_host_failure():
-        values, observations = jax.block_until_ready(eqx.filter_jit(jax.vmap(jax.vmap(model.replay)))(z))
+        values, observations = jax.block_until_ready(_replay(model.simulator, z))
     return values | _sample_observed(key_data, observations)
+
+
+@eqx.filter_jit
+def _replay(simulator: Simulator, z: jax.Array):
+    return jax.vmap(jax.vmap(simulator.replay))(z)
 
 
 class _Result(SimpleNamespace):
@@ -302,21 +304,28 @@ class _Result(SimpleNamespace):
     seconds: float
 
 
-def _collect(model: NumPyroModel, posteriors: list[Posterior], chunk_size, extra_fields) -> _Result:
-    """Run the model once more at every draw, for deterministic sites, pointwise likelihood and misfit."""
-    likelihood = model.problem().likelihood
+@eqx.filter_jit
+def _look(simulator: Simulator, likelihood, guided: bool, z: jax.Array, chunk_size: int | None):
+    """Everything that a run keeps of its draws z, shape (particles, dim)."""
 
     def final(z):
-        values, observations = model.replay(z)
-        response = likelihood.response(observations) if model.guided else None
+        values, observations = simulator.replay(z)
+        response = likelihood.response(observations) if guided else None
         pointwise = {name: observation.log_prob() for name, observation in observations.items()}
         return values, observations, pointwise, likelihood.log_prob(observations), response
 
-    run_all = eqx.filter_jit(lambda z: ensemble_forward(final, z, chunk_size))
+    return ensemble_forward(final, z, chunk_size)
+
+
+def _collect(model: NumPyroModel, posteriors: list[Posterior], chunk_size, extra_fields) -> _Result:
+    """Run the model once more at every draw, for deterministic sites, pointwise likelihood and misfit."""
+    likelihood, guided = model.problem().likelihood, bool(model.guided)
     parts = []
     for posterior in posteriors:
         with raise_host_failure():
-            parts.append(jax.block_until_ready(run_all(posterior.draws)))
+            parts.append(jax.block_until_ready(
+                _look(model.simulator, likelihood, guided, jnp.asarray(posterior.draws), chunk_size)
+            ))
         posterior.num_forward_evaluations += posterior.num_particles
     samples, observations, pointwise, log_likelihood, response = jax.tree.map(lambda *a: jnp.stack(a), *parts)
     z = jnp.stack([p.draws for p in posteriors])
@@ -389,7 +398,8 @@ def _check_extra_fields(extra_fields) -> None:
 
 
 def _refuse_unknown(unknown: dict[str, Any]) -> None:
-    known = ["num_particles", "num_ensembles", "correction", "schedule", "refine", "progress_bar", "chunk_size"]
+    known = ["num_particles", "num_ensembles", "correction", "schedule", "refine", "progress_bar"]
+    known += ["max_forward_evaluations", "chunk_size"]
     for name in unknown:
         close = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean '{close[0]}'?" if close else f"it takes {', '.join(known)}"

@@ -88,6 +88,74 @@ class SiteLikelihood(Likelihood):
         return Response(*(jnp.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
+class _Constants:
+    """Arguments that are part of the program; equal only to themselves."""
+
+    def __init__(self, args: tuple, kwargs: dict[str, Any]):
+        self.args, self.kwargs = args, kwargs
+
+
+class Simulator(eqx.Module):
+    """A NumPyro model with its arguments, as functions of z.
+
+    The arrays among the arguments are data of the compiled programs, so that new data of the same shape need no new
+    compilation; a model that looks at their values while it is traced gets them as `constants` instead.
+    """
+
+    model: Callable = eqx.field(static=True)
+    sites: tuple[LatentSite, ...] = eqx.field(static=True)
+    deterministic: tuple[str, ...] = eqx.field(static=True)
+    args: tuple
+    kwargs: dict[str, Any]
+    constants: _Constants | None = eqx.field(static=True, default=None)
+
+    def trace(self, z: Vector) -> dict[str, Any]:
+        """Run the model with its latent sites at z."""
+        parts = {site.name: z[site.start : site.stop].reshape(site.shape) for site in self.sites}
+
+        def substitute(site):
+            if site["type"] == "sample" and not site["is_observed"]:
+                return from_standard(site["fn"], parts[site["name"]])
+            return None
+
+        return self.run(substitute)
+
+    def __call__(self, z: Vector) -> dict[str, Observation]:
+        """The simulator: z to the observed sites' distributions."""
+        return _observations(self.trace(z))
+
+    def replay(self, z: Vector) -> tuple[dict[str, Array], dict[str, Observation]]:
+        """One run in full: latent and deterministic values by site, and the observed sites."""
+        trace = self.trace(z)
+        kept = [site.name for site in self.sites] + list(self.deterministic)
+        return {name: jnp.asarray(trace[name]["value"]) for name in kept}, _observations(trace)
+
+    def run(self, substitute) -> dict[str, Any]:
+        """The model's trace, its sites substituted."""
+        given = self if self.constants is None else self.constants
+        seeded = handlers.seed(self.model, jr.key(0))  # a fixed key: the forward map is a function of z
+        try:
+            with ranks_may_differ():
+                traced = handlers.trace(handlers.substitute(seeded, substitute_fn=substitute))
+                return traced.get_trace(*given.args, **given.kwargs)
+        except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+            raise ModelError(
+                "the model passes JAX values to host code such as NumPy or SciPy: wrap that function, as in "
+                "simulate = blackbox(fn, shape=...), or write it with jax.numpy"
+            ) from error
+
+
+def _observations(trace) -> dict[str, Observation]:
+    def as_arrays(tree):
+        return jax.tree.map(jnp.asarray, tree)
+
+    return {
+        name: Observation(as_arrays(site["fn"]), as_arrays(site["value"]), as_arrays(site["scale"]))
+        for name, site in trace.items()
+        if site["type"] == "sample" and site["is_observed"]
+    }
+
+
 class NumPyroModel:
     """A NumPyro model with its arguments, ready to be run at any z.
 
@@ -100,6 +168,7 @@ class NumPyroModel:
     def __init__(self, model: Callable, args: tuple, kwargs: dict[str, Any]):
         self.model, self.args, self.kwargs = model, args, kwargs
         _check_arguments(model, args, kwargs)
+        self.simulator = Simulator(model, (), (), (), {}, _Constants(args, kwargs))
         trace = self._abstract_trace()
         self.sites: list[LatentSite] = []
         self.observed: list[str] = []
@@ -117,30 +186,31 @@ class NumPyroModel:
                 self.sites.append(LatentSite(name, shape, start, start + math.prod(shape)))
         self.dim = self.sites[-1].stop if self.sites else 0
         self._check_sites()
+        sites, deterministic = tuple(self.sites), tuple(self.deterministic)
+        self.simulator = Simulator(model, sites, deterministic, (), {}, self.simulator.constants)
+        self.simulator = self._simulator_of_data()
         self.guided, self.unguided = self._split_by_guidance()
 
     # -- running the model ---------------------------------------------------------------------------------------
 
-    def trace(self, z: Vector) -> dict[str, Any]:
-        """Run the model with its latent sites at z."""
-        parts = {site.name: z[site.start : site.stop].reshape(site.shape) for site in self.sites}
-
-        def substitute(site):
-            if site["type"] == "sample" and not site["is_observed"]:
-                return from_standard(site["fn"], parts[site["name"]])
-            return None
-
-        return self._run(substitute)
-
-    def forward(self, z: Vector) -> dict[str, Observation]:
-        """The simulator: z to the observed sites' distributions."""
-        return self._observations(self.trace(z))
-
-    def replay(self, z: Vector) -> tuple[dict[str, Array], dict[str, Observation]]:
-        """One run in full: latent and deterministic values by site, and the observed sites."""
-        trace = self.trace(z)
-        kept = [site.name for site in self.sites] + self.deterministic
-        return {name: jnp.asarray(trace[name]["value"]) for name in kept}, self._observations(trace)
+    def _simulator_of_data(self) -> Simulator:
+        """With the arguments as data, or as constants where the model must see their values."""
+        constant = self.simulator
+        arrays = [leaf for leaf in jax.tree.leaves((self.args, self.kwargs)) if not _hashable(leaf)]
+        if not all(eqx.is_array_like(leaf) for leaf in arrays):
+            return constant
+        as_arrays = lambda leaf: leaf if _hashable(leaf) else jnp.asarray(leaf)  # noqa: E731
+        args, kwargs = jax.tree.map(as_arrays, (self.args, self.kwargs))
+        flexible = Simulator(self.model, constant.sites, constant.deterministic, args, kwargs)
+        z = jax.ShapeDtypeStruct((self.dim,), jnp.zeros(()).dtype)
+        try:
+            if jax.tree.structure(eqx.filter_eval_shape(flexible, z)) != jax.tree.structure(
+                eqx.filter_eval_shape(constant, z)
+            ):
+                return constant
+        except Exception:  # whatever a model does with values that it cannot see yet: as constants it ran
+            return constant
+        return flexible
 
     def unconstrain(self, values: dict[str, Array]) -> Vector:
         """z for values of every latent site."""
@@ -152,38 +222,15 @@ class NumPyroModel:
                 return jnp.asarray(values[site["name"]])
             return None
 
-        self._run(substitute)
+        self.simulator.run(substitute)
         parts = [to_standard(fns[site.name], jnp.asarray(values[site.name])).ravel() for site in self.sites]
         return jnp.concatenate(parts)
 
     def problem(self) -> InverseProblem:
         """The inverse problem for z."""
         prior = GaussianPrior.standard(self.dim)
-        constrain = lambda z: self.replay(z)[0]  # noqa: E731
-        return InverseProblem(prior, self.forward, SiteLikelihood(tuple(self.guided)), constrain, self.unconstrain)
-
-    def _run(self, substitute) -> dict[str, Any]:
-        seeded = handlers.seed(self.model, jr.key(0))  # a fixed key: the forward map is a function of z
-        try:
-            with ranks_may_differ():
-                traced = handlers.trace(handlers.substitute(seeded, substitute_fn=substitute))
-                return traced.get_trace(*self.args, **self.kwargs)
-        except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
-            raise ModelError(
-                "the model passes JAX values to host code such as NumPy or SciPy: wrap that function, as in "
-                "simulate = blackbox(fn, shape=...), or write it with jax.numpy"
-            ) from error
-
-    @staticmethod
-    def _observations(trace) -> dict[str, Observation]:
-        def as_arrays(tree):
-            return jax.tree.map(jnp.asarray, tree)
-
-        return {
-            name: Observation(as_arrays(site["fn"]), as_arrays(site["value"]), as_arrays(site["scale"]))
-            for name, site in trace.items()
-            if site["type"] == "sample" and site["is_observed"]
-        }
+        constrain = lambda z: self.simulator.replay(z)[0]  # noqa: E731
+        return InverseProblem(prior, self.simulator, SiteLikelihood(tuple(self.guided)), constrain, self.unconstrain)
 
     # -- checks --------------------------------------------------------------------------------------------------
 
@@ -199,7 +246,7 @@ class NumPyroModel:
             return None
 
         def run(_):
-            found.update(self._run(substitute))
+            found.update(self.simulator.run(substitute))
             return 0
 
         jax.eval_shape(run, 0.0)
@@ -222,7 +269,7 @@ class NumPyroModel:
         outputs: dict[str, Observation] = {}
 
         def usable(z, name):
-            outputs.update(self.forward(z))
+            outputs.update(self.simulator(z))
             return gaussian_response(outputs[name].fn, outputs[name].value)
 
         for name in self.observed:
@@ -234,6 +281,11 @@ class NumPyroModel:
             except UnusableObservation as reason:
                 unguided[name] = str(reason)
         return guided, unguided
+
+
+def _hashable(leaf) -> bool:
+    """Whether a leaf of the arguments can be a static part of a compiled program."""
+    return isinstance(leaf, str | bytes | bool | int | float | complex | None) or callable(leaf)
 
 
 class _naming:

@@ -6,6 +6,8 @@ import abc
 from collections.abc import Callable
 
 import equinox as eqx
+import jax.random as jr
+import numpy as np
 
 from enkg_ppl._flow import Flow
 from enkg_ppl._forward import Evaluator
@@ -19,6 +21,14 @@ Progress = Callable[[float, str], None]  # (fraction done, a few words)
 
 class Refinement(eqx.Module):
     """Turns an inverse problem, and perhaps a guided ensemble, into exact posterior draws."""
+
+    def num_guided(self, num_particles: int, dim: int) -> int:
+        """Particles that the guided flow should have, where this many draws are wanted."""
+        return num_particles
+
+    def evaluator(self, problem: InverseProblem, evaluate: Evaluator) -> Evaluator:
+        """What simulates for this refinement, after the guided flow: by default in the standardised latent space."""
+        return evaluate.handed_to(standardised(problem))
 
     @abc.abstractmethod
     def run(
@@ -45,6 +55,11 @@ class _Decoded(eqx.Module):
 
     def __call__(self, z: Vector):
         return self.problem.forward(decode(self.problem.prior, z))
+
+
+def host_rng(key: Key) -> np.random.Generator:
+    """Random numbers of the refinements, which loop on the host: drawn by NumPy, they compile nothing."""
+    return np.random.default_rng(np.asarray(jr.key_data(key)).ravel())
 
 
 def decode(prior, z: Vector) -> Vector:

@@ -3,8 +3,9 @@
 Both use a reference R fitted to the *other* half, so that R is a constant while this half moves. Attach to every
 particle a label ``(c, s) ~ R(c, s | z)``, component and scale; then the target is ``(pi / R)(z) R(c, s, z)``.
 
-- Label jump: draw new labels from R and keep the particle's place relative to its ellipse; accept with
-  ``(pi / R)(z') / (pi / R)(z)``. This is how particles pass between modes.
+- Jump: draw new labels from R and keep the particle's place relative to its ellipse, or draw a fresh place too; accept
+  with ``(pi / R)(z') / (pi / R)(z)``. This is how particles pass between modes; where R is close to the target, fresh
+  places forget the old ones at once.
 - Slice: given the labels, R is a Gaussian: elliptical slice sampling (Murray, Adams & MacKay 2010, figure 2) with
   the residual ``log pi - log R`` (Nishihara, Murray & Adams 2014, section 2).
 """
@@ -16,73 +17,20 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from enkg_ppl._forward import Evaluator
-from enkg_ppl._random import normals, uniforms
+from enkg_ppl._refine._blocks import in_blocks
 from enkg_ppl._refine._reference import StudentMixture
-from enkg_ppl._types import Ensemble, Key, Scalar, Vector
+from enkg_ppl._refine._target import Target
+from enkg_ppl._types import Ensemble
 
 MAX_SHRINKS = 60  # a bracket that has shrunk this often is at the particle itself
 
 
-class Target(eqx.Module):
-    """The tempered posterior between a reference and the posterior, as a log density of (z, log likelihood).
-
-    ``log pi = (1 - beta) log q(z) + beta (log N(z; 0, I) + log L)``, where q is the prior itself (`start` None:
-    ordinary tempering of the likelihood) or a mixture that covers the posterior.
-    """
-
-    beta: Scalar
-    start: Start | None
-
-    def log_prob(self, z: Vector, log_likelihood: Scalar) -> Scalar:
-        # Where beta is 0 a likelihood of zero does not count yet.
-        tempered = jnp.where(self.beta > 0, self.beta * log_likelihood, 0.0)
-        if self.start is None:
-            return log_standard_normal(z) + tempered
-        return (1 - self.beta) * self.start.log_prob(z) + self.beta * log_standard_normal(z) + tempered
-
-
-class Start(eqx.Module):
-    """A proposal that covers the posterior: a fitted mixture with a share of the prior, so that no mode is lost."""
-
-    mixture: StudentMixture
-    prior_share: float
-
-    def log_prob(self, z: Vector) -> Scalar:
-        return jnp.logaddexp(
-            jnp.log1p(-self.prior_share) + self.mixture.log_prob(z),
-            jnp.log(self.prior_share) + log_standard_normal(z),
-        )
-
-    def sample(self, key: Key, num_particles: int) -> Ensemble:
-        key_uniform, key_normal = jr.split(key)
-        k, d = self.mixture.means.shape
-        dtype = self.mixture.means.dtype
-        numbers = uniforms(key_uniform, (num_particles, k + 1), dtype)
-        return _sample_start(self, numbers, normals(key_normal, (num_particles, self.mixture.df + 2 * d), dtype))
-
-
-@eqx.filter_jit
-def _sample_start(start: Start, uniforms, normals) -> Ensemble:
-    def sample(uniforms, normals):
-        df, d = start.mixture.df, start.mixture.means.shape[1]
-        labels = start.mixture.draw_labels(uniforms[1:], normals[:df])
-        near = start.mixture.from_ellipse(normals[df : df + d], *labels)
-        return jnp.where(uniforms[0] < start.prior_share, normals[df + d :], near)
-
-    return jax.vmap(sample)(uniforms, normals)
-
-
-def log_standard_normal(z: Vector) -> Scalar:
-    return -0.5 * jnp.sum(z**2) - 0.5 * z.shape[0] * jnp.log(2 * jnp.pi)
-
-
 class Group(NamedTuple):
-    """One half of the ensemble."""
+    """One half of the ensemble, as NumPy arrays between the moves."""
 
     z: Ensemble
     log_likelihood: Float[Array, " particles"]
@@ -108,14 +56,14 @@ def _residual(target: Target, reference: StudentMixture, z: Ensemble, log_likeli
 
 
 @eqx.filter_jit
-def _propose_jump(reference: StudentMixture, z: Ensemble, uniforms, normals) -> Ensemble:
-    k, d = reference.means.shape
+def _propose_jump(reference: StudentMixture, z: Ensemble, fresh, uniforms, chi2, places) -> Ensemble:
+    k = reference.log_weights.shape[0]
 
-    def propose(z, uniforms, normals):
-        u = reference.to_ellipse(z, *reference.draw_labels_given(uniforms[:k], normals[: reference.df + d], z))
-        return reference.from_ellipse(u, *reference.draw_labels(uniforms[k:], normals[reference.df + d :]))
+    def propose(z, fresh, uniforms, chi2, place):
+        u = reference.to_ellipse(z, *reference.draw_labels_given(uniforms[:k], chi2[0], z))
+        return reference.from_ellipse(jnp.where(fresh, place, u), *reference.draw_labels(uniforms[k:], chi2[1]))
 
-    return jax.vmap(propose)(z, uniforms, normals)
+    return jax.vmap(propose)(z, fresh, uniforms, chi2, places)
 
 
 @eqx.filter_jit
@@ -123,14 +71,14 @@ def _accept_jump(target: Target, reference: StudentMixture, group: Group, propos
     log_ratio = _residual(target, reference, *proposal) - _residual(target, reference, *group)
     accept = jnp.log(uniforms) < log_ratio
     z = jnp.where(accept[:, None], proposal.z, group.z)
-    return Group(z, jnp.where(accept, proposal.log_likelihood, group.log_likelihood)), jnp.mean(accept)
+    return Group(z, jnp.where(accept, proposal.log_likelihood, group.log_likelihood)), accept
 
 
 @eqx.filter_jit
-def _begin_slice(target: Target, reference: StudentMixture, group: Group, uniforms, normals) -> _Slice:
-    n, d = group.z.shape
-    c, s = jax.vmap(reference.draw_labels_given)(uniforms[:, 2:], normals[:, d:], group.z)
-    u, v = jax.vmap(reference.to_ellipse)(group.z, c, s), normals[:, :d]
+def _begin_slice(target: Target, reference: StudentMixture, group: Group, uniforms, chi2, v) -> _Slice:
+    n = group.z.shape[0]
+    c, s = jax.vmap(reference.draw_labels_given)(uniforms[:, 2:], chi2, group.z)
+    u = jax.vmap(reference.to_ellipse)(group.z, c, s)
     threshold = _residual(target, reference, *group) + jnp.log(uniforms[:, 0])
     angle = 2 * jnp.pi * uniforms[:, 1]
     proposal = _on_ellipse(reference, u, v, c, s, angle)
@@ -159,29 +107,48 @@ def _advance_slice(target: Target, reference: StudentMixture, group: Group, move
     return group, move._replace(low=low, high=high, angle=angle, proposal=proposal, pending=pending)
 
 
-def jump(key: Key, evaluate: Evaluator, target: Target, reference: StudentMixture, group: Group):
-    """Label jump of every particle: one forward evaluation each. Returns the group and the share that moved."""
-    key_labels, key_scales, key_accept = jr.split(key, 3)
-    (n, d), dtype = group.z.shape, group.z.dtype
-    k, df = reference.means.shape[0], reference.df
-    labels, scales = uniforms(key_labels, (n, 2 * k), dtype), normals(key_scales, (n, 2 * df + d), dtype)
-    z = _propose_jump(reference, group.z, labels, scales)
+def jump(
+    rng: np.random.Generator,
+    evaluate: Evaluator,
+    target: Target,
+    reference: StudentMixture,
+    group: Group,
+    fresh: Bool[np.ndarray, " particles"],
+) -> tuple[Group, Bool[np.ndarray, " particles"]]:
+    """Jump of every particle, one forward evaluation each; `fresh`: which draw a fresh place as well as labels.
+
+    Returns the group and which particles moved: none where the evaluations do not suffice.
+    """
+    (n, d), dtype, block = group.z.shape, group.z.dtype, evaluate.batch_size
+    if evaluate.remaining < n:
+        return group, np.zeros(n, bool)
+    k, df = len(reference.log_weights), float(reference.df)
+    labels, chi2 = rng.random((n, 2 * k)).astype(dtype), rng.chisquare([df + d, df], (n, 2)).astype(dtype)
+    places = rng.standard_normal((n, d)).astype(dtype)
+    z = in_blocks(_propose_jump, block, (reference,), group.z, fresh, labels, chi2, places)
     proposal = Group(z, evaluate.log_likelihood(z))
-    return _accept_jump(target, reference, group, proposal, uniforms(key_accept, (n,), dtype))
+    return in_blocks(_accept_jump, block, (target, reference), group, proposal, rng.random(n).astype(dtype))
 
 
-def slice_move(key: Key, evaluate: Evaluator, target: Target, reference: StudentMixture, group: Group) -> Group:
+def slice_move(
+    rng: np.random.Generator, evaluate: Evaluator, target: Target, reference: StudentMixture, group: Group
+) -> Group:
     """Elliptical slice move of every particle; evaluates only the particles that have not moved yet."""
-    key_uniform, key_normal, key_shrink = jr.split(key, 3)
-    (n, d), dtype = group.z.shape, group.z.dtype
-    numbers = uniforms(key_uniform, (n, reference.means.shape[0] + 2), dtype)
-    axes = normals(key_normal, (n, reference.df + 2 * d), dtype)
-    shrinks = uniforms(key_shrink, (MAX_SHRINKS, n), dtype)
-    move = _begin_slice(target, reference, group, numbers, axes)
-    for i in range(MAX_SHRINKS):
-        pending = np.asarray(move.pending)
-        if not pending.any():
+    (n, d), dtype, block = group.z.shape, group.z.dtype, evaluate.batch_size
+    k, df = len(reference.log_weights), float(reference.df)
+    labels, chi2 = rng.random((n, k + 2)).astype(dtype), rng.chisquare(df + d, n).astype(dtype)
+    axes = rng.standard_normal((n, d)).astype(dtype)
+    move = in_blocks(_begin_slice, block, (target, reference), group, labels, chi2, axes)
+    # Only the particles still pending go on, so that the last few cost one block.
+    z, log_likelihood, left = group.z.copy(), group.log_likelihood.copy(), np.arange(n)
+    for _ in range(MAX_SHRINKS):
+        if len(left) == 0 or evaluate.remaining < len(left):
             break
-        log_likelihood = evaluate.log_likelihood(move.proposal, pending)
-        group, move = _advance_slice(target, reference, group, move, log_likelihood, shrinks[i])
-    return group
+        here = Group(z[left], log_likelihood[left])
+        shrinks = rng.random(len(left)).astype(dtype)
+        proposed = evaluate.log_likelihood(move.proposal)
+        here, move = in_blocks(_advance_slice, block, (target, reference), here, move, proposed, shrinks)
+        z[left], log_likelihood[left] = here
+        keep = move.pending
+        left, move = left[keep], jax.tree.map(lambda a, keep=keep: a[keep], move)
+    return Group(z, log_likelihood)

@@ -7,24 +7,27 @@ is what turns it into an ellipse for slice sampling (Nishihara, Murray & Adams 2
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import gammaln, logsumexp
 from jaxtyping import Array, Float
 
-from enkg_ppl._random import gumbel, uniforms
-from enkg_ppl._types import Ensemble, Key, Scalar, Vector
+from enkg_ppl._random import gumbel
+from enkg_ppl._types import Ensemble, Scalar, Vector
 
 
 class StudentMixture(eqx.Module):
-    """``sum_k weights_k t_df(means_k, chols_k chols_k^T)``."""
+    """``sum_k weights_k t_df(means_k, chols_k chols_k^T)``; components of weight 0 are not there."""
 
     log_weights: Float[Array, " components"]
     means: Float[Array, "components dim"]
     chols: Float[Array, "components dim dim"]
     whiteners: Float[Array, "components dim dim"]  # L_k^-1: products are far cheaper than batched solves
-    df: int = eqx.field(static=True)
+    df: Scalar
 
     def _residuals(self, z: Vector) -> Float[Array, "components dim"]:
         """``L_k^-1 (z - m_k)`` for every component."""
@@ -41,16 +44,18 @@ class StudentMixture(eqx.Module):
     def log_prob(self, z: Vector) -> Scalar:
         return logsumexp(self.log_joint(z))
 
-    def draw_labels(self, uniforms: Float[Array, " components"], normals: Float[Array, " df"]):
-        """Draw a component and a scale ``(c, s)``, ``s ~ InverseGamma(df/2, df/2)``, from random numbers."""
-        c = jnp.argmax(self.log_weights + gumbel(uniforms))
-        return c, self.df / jnp.sum(normals**2)
+    def draw_labels(self, uniforms: Float[Array, " components"], chi2: Scalar):
+        """Draw a component and a scale ``(c, s)``, ``s ~ InverseGamma(df/2, df/2)``; `chi2`: chi-square of df."""
+        return jnp.argmax(self.log_weights + gumbel(uniforms)), self.df / chi2
 
-    def draw_labels_given(self, uniforms: Float[Array, " components"], normals: Float[Array, " df+dim"], z: Vector):
-        """Draw ``(c, s)`` given z: the component, then ``s ~ InverseGamma((df + d)/2, (df + delta_c)/2)``."""
+    def draw_labels_given(self, uniforms: Float[Array, " components"], chi2: Scalar, z: Vector):
+        """Draw ``(c, s)`` given z: the component, then ``s ~ InverseGamma((df + d)/2, (df + delta_c)/2)``.
+
+        `chi2`: a chi-square number of ``df + d`` degrees of freedom.
+        """
         c = jnp.argmax(self.log_joint(z) + gumbel(uniforms))
         delta = jnp.sum(self._residuals(z)[c] ** 2)
-        return c, (self.df + delta) / jnp.sum(normals**2)  # a chi-square of whole degrees of freedom
+        return c, (self.df + delta) / chi2
 
     def to_ellipse(self, z: Vector, c, s) -> Vector:
         """The standard-normal coordinates of z under component c at scale s."""
@@ -61,46 +66,55 @@ class StudentMixture(eqx.Module):
         return self.means[c] + jnp.sqrt(s) * self.chols[c] @ u
 
 
-def _mixture(log_weights, means, chols, df: int) -> StudentMixture:
+def _mixture(log_weights, means, chols, df) -> StudentMixture:
     identity = jnp.broadcast_to(jnp.eye(means.shape[1], dtype=means.dtype), chols.shape)
     whiteners = jax.scipy.linalg.solve_triangular(chols, identity, lower=True)
     return StudentMixture(log_weights, means, chols, whiteners, df)
 
 
 # Constants of the fit, measured on the sbibm tasks.
-DF = 5  # degrees of freedom
 NUM_EM_STEPS = 25
 COVARIANCE_PRIOR = 0.5  # prior covariance of a component: this times K^(-2/d), in whitened units
 INFLATION = 1.1  # of every covariance, against overconfidence of the fit
 
 
-def fit_student_mixture(numbers: Float[Array, "components particles"], z: Ensemble) -> StudentMixture:
+def fit_student_mixture(
+    numbers: Float[Array, "components particles"],
+    z: Ensemble,
+    present: Float[Array, " particles"],
+    size: Scalar,
+    df: Scalar,
+) -> StudentMixture:
     """MAP estimate, from uniform `numbers`, by expectation-maximisation from a k-means++ start, on whitened particles.
+
+    `present`: 1 where a particle counts and 0 where not. `size`: how many of the components are there.
 
     Source: Peel & McLachlan (2000), Statistics and Computing 10, section 4, with inverse-Wishart priors on the
     covariances (Fraley & Raftery 2007, J. Classification 24) and a uniform Dirichlet prior on the weights.
     """
-    n, d = z.shape
-    num_components = numbers.shape[0]
-    centre = jnp.mean(z, axis=0)
-    covariance = (z - centre[None]).T @ (z - centre[None]) / n
+    d, num_components = z.shape[1], numbers.shape[0]
+    n = jnp.sum(present)
+    centre = present @ z / n
+    centred = (z - centre[None]) * present[:, None]
+    covariance = centred.T @ centred / n
     # Resampled particles may repeat: a floor on the spread keeps the factor finite.
     ridge = 1e-6 * jnp.trace(covariance) / d + 1e-10
-    whitener = jnp.linalg.cholesky(covariance + ridge * jnp.eye(d))
+    whitener = jnp.linalg.cholesky(covariance + ridge * jnp.eye(d, dtype=z.dtype))
     w = jax.scipy.linalg.solve_triangular(whitener, (z - centre[None]).T, lower=True).T
-    prior_covariance = COVARIANCE_PRIOR * num_components ** (-2.0 / d) * jnp.eye(d)
+    prior_covariance = COVARIANCE_PRIOR * size ** (-2.0 / d) * jnp.eye(d, dtype=z.dtype)
     prior_df = d + 2.0
+    there = jnp.arange(num_components) < size
     start = _mixture(
-        jnp.full(num_components, -jnp.log(num_components), z.dtype),
-        _spread_centres(numbers, w),
+        jnp.where(there, -jnp.log(size), -jnp.inf),
+        _spread_centres(numbers, w, present),
         jnp.broadcast_to(jnp.linalg.cholesky(prior_covariance), (num_components, d, d)),
-        DF,
+        df,
     )
 
     def em_step(_, mixture: StudentMixture) -> StudentMixture:
-        responsibilities = jax.nn.softmax(jax.vmap(mixture.log_joint)(w), axis=1)
+        responsibilities = jax.nn.softmax(jax.vmap(mixture.log_joint)(w), axis=1) * present[:, None]
         delta = jnp.sum(jax.vmap(mixture._residuals)(w) ** 2, axis=-1)
-        u = responsibilities * (DF + d) / (DF + delta)
+        u = responsibilities * (df + d) / (df + delta)
         mass = jnp.sum(responsibilities, axis=0)
         total = jnp.sum(u, axis=0)[:, None]
         # An empty component stays where it is.
@@ -112,21 +126,62 @@ def fit_student_mixture(numbers: Float[Array, "components particles"], z: Ensemb
 
         covariances = jax.vmap(scatter)(u.T, means) + prior_df * prior_covariance[None]
         covariances = covariances / (mass + prior_df)[:, None, None]
-        log_weights = jnp.log((mass + 1) / (n + num_components))
-        return _mixture(log_weights, means, jnp.linalg.cholesky(covariances), DF)
+        log_weights = jnp.where(there, jnp.log((mass + 1) / (n + size)), -jnp.inf)
+        return _mixture(log_weights, means, jnp.linalg.cholesky(covariances), df)
 
     fitted = jax.lax.fori_loop(0, NUM_EM_STEPS, em_step, start)
     means = centre[None] + fitted.means @ whitener.T
     chols = INFLATION**0.5 * jnp.einsum("ij,kjl->kil", whitener, fitted.chols)
-    return _mixture(fitted.log_weights, means, chols, DF)
+    return _mixture(fitted.log_weights, means, chols, df)
 
 
-def fit(key: Key, z: Ensemble, num_components: int) -> StudentMixture:
-    """`fit_student_mixture` with random numbers from a key."""
-    return _fit(uniforms(key, (num_components, z.shape[0]), z.dtype), z)
+class Shape(NamedTuple):
+    """Number of components, and degrees of freedom."""
+
+    size: int
+    df: float
 
 
 _fit = eqx.filter_jit(fit_student_mixture)
+
+
+@eqx.filter_jit
+def _mean_log_prob(mixture: StudentMixture, z: Ensemble, present) -> Scalar:
+    return present @ jax.vmap(mixture.log_prob)(z) / jnp.sum(present)
+
+
+def fit(rng: np.random.Generator, z: Ensemble, shape: Shape, room: int) -> StudentMixture:
+    """The mixture of this shape; `room`: components to make room for, one number for all that share the kernels."""
+    z, present = _padded(np.asarray(z))
+    return _fit(_numbers(rng, z, room), z, present, *_as(z.dtype, shape))
+
+
+def best_shape(rng: np.random.Generator, z: Ensemble, shapes: list[Shape], room: int) -> Shape:
+    """The shape whose fit to three quarters of the particles gives the rest the highest density."""
+    z, present = _padded(np.asarray(z))
+    train = rng.random(len(z)) < 0.75
+    numbers = _numbers(rng, z, room)
+    scores = []
+    for shape in shapes:
+        mixture = _fit(numbers, z, present * train, *_as(z.dtype, shape))
+        scores.append(float(_mean_log_prob(mixture, z, present * ~train)))
+    return shapes[int(np.argmax(scores))]
+
+
+def _numbers(rng: np.random.Generator, z: np.ndarray, room: int) -> np.ndarray:
+    return rng.random((room, len(z))).astype(z.dtype)
+
+
+def _as(dtype, shape: Shape) -> list[np.ndarray]:
+    return [np.asarray(number, dtype) for number in shape]
+
+
+def _padded(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Filled up to a power of two, since each size is compiled; and which rows are particles."""
+    n = len(z)
+    size = 1 << (n - 1).bit_length()
+    filled = np.concatenate([z, np.repeat(z[:1], size - n, axis=0)])
+    return filled, (np.arange(size) < n).astype(z.dtype)
 
 
 def inflated(mixture: StudentMixture, factor) -> StudentMixture:
@@ -134,20 +189,27 @@ def inflated(mixture: StudentMixture, factor) -> StudentMixture:
     return _mixture(mixture.log_weights, mixture.means, mixture.chols * factor**0.5, mixture.df)
 
 
-def _spread_centres(numbers: Float[Array, "components particles"], w: Ensemble) -> Float[Array, "components dim"]:
+def _spread_centres(numbers: Float[Array, "components particles"], w: Ensemble, present) -> Float[Array, "components dim"]:
     """k-means++: each next centre with probability proportional to the squared distance to the nearest so far.
 
     Source: Arthur & Vassilvitskii (2007), section 2.2.
     """
     num_components, d = numbers.shape[0], w.shape[1]
-    first = w[jnp.argmax(numbers[0])]
+    first = w[jnp.argmax(numbers[0] * present)]
     centres = jnp.broadcast_to(first, (num_components, d))  # the rest are overwritten in turn
 
     def add(k, state):
         centres, distance2 = state
-        new = w[jnp.argmax(jnp.log(distance2 + 1e-12) + gumbel(numbers[k]))]
+        new = w[jnp.argmax(jnp.where(present > 0, jnp.log(distance2 + 1e-12) + gumbel(numbers[k]), -jnp.inf))]
         distance2 = jnp.minimum(distance2, jnp.sum((w - new[None]) ** 2, axis=1))
         return centres.at[k].set(new), distance2
 
     distance2 = jnp.sum((w - first[None]) ** 2, axis=1)
     return jax.lax.fori_loop(1, num_components, add, (centres, distance2))[0]
+
+
+def gaussian(mean: Float[np.ndarray, " dim"], covariance: Float[np.ndarray, "dim dim"], df: float = 25.0):
+    """One component: almost a Gaussian."""
+    covariance = covariance + 1e-9 * np.trace(covariance) / len(mean) * np.eye(len(mean))
+    chol = np.linalg.cholesky(covariance)
+    return _mixture(jnp.zeros(1), jnp.asarray(mean)[None], jnp.asarray(chol)[None], jnp.asarray(df, float))

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import equinox as eqx
-import jax
-import jax.numpy as jnp
-import jax.random as jr
-from jax.scipy.special import logsumexp
+import numpy as np
 from jaxtyping import Array, Float
 
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._posterior import Posterior
-from enkg_ppl._prior import Prior
-from enkg_ppl._random import normals, uniforms
-from enkg_ppl._refine._base import Progress, Refinement, decode, encode, standardised
-from enkg_ppl._refine._moves import Group, Start, Target, jump, log_standard_normal, slice_move
+from enkg_ppl._refine._base import Progress, Refinement, host_rng, standardised
+from enkg_ppl._refine._blocks import block_size
+from enkg_ppl._refine._coordinates import decode_all, encode_all
+from enkg_ppl._refine._mixing import SIZES, Cycles, mix, shape_for
+from enkg_ppl._refine._moves import Group
 from enkg_ppl._refine._reference import fit, inflated
-from enkg_ppl._types import Ensemble, Key, Scalar
+from enkg_ppl._refine._target import Start, Target, log_weights
+from enkg_ppl._types import Ensemble, Key
 
 NUM_BISECTIONS = 60
+
+
+@dataclasses.dataclass
+class _Run:
+    """A tempered ensemble, and how it came about."""
+
+    ensemble: Group
+    log_evidence: float
+    levels: list[dict[str, float]]
+    log_weights: np.ndarray  # of the last step, before resampling
+    stopped_at: float | None = None  # the temperature at which evaluations ran out
 
 
 class TemperedSMC(Refinement):
@@ -27,33 +39,47 @@ class TemperedSMC(Refinement):
     The posterior in z, where the prior is N(0, I), is reached through ``q^(1 - beta) (N(z; 0, I) L)^beta``. Each
     beta is as large as keeps the effective sample size of the weights at `target_ess`; then the particles are
     resampled and moved until they have forgotten where they were resampled. The two halves of the ensemble move
-    in turn, by label jumps and elliptical slices of a Student-t mixture fitted to the other half.
+    in turn, by jumps and elliptical slices of a Student-t mixture fitted to the other half.
 
-    `target_ess`: as a share of the particles. `num_components`: of the mixture.
-    `max_correlation`, `max_cycles`: moves repeat until the largest correlation, over z, z^2 and the rank of the log
-    likelihood, between the ensemble now and just after resampling is below this; (between, at the end).
-    `prior_share`, `inflation`: where a guided ensemble is given, q is a mixture fitted to it, its covariances
-    inflated, with this share of the prior mixed in, so that no mode of the posterior is lost.
+    A small ensemble of scouts goes first, from the guided ensemble or the prior; what it finds is the start of the
+    whole one, which is then a step or two from the posterior.
+
+    `num_scouts`: particles of the small ensemble (default: 512, or 8 for each dimension where that is more); none
+    are sent where the whole ensemble is no larger, or where the budget does not reach.
+    `target_ess`: as a share of the particles; (from the guided ensemble or the prior, from scouts). `num_components`: of the mixture, at most.
+    `max_correlation`, `min_cycles`, `max_cycles`: moves repeat until the largest correlation, over z, z^2 and the rank
+    of the log likelihood, between the ensemble now and just after resampling is below this; (between, at the end).
+    `prior_share`, `inflation`: q is a mixture fitted to the ensemble before, its covariances inflated, with this
+    share of the prior mixed in, so that no mode of the posterior is lost; (from a guided ensemble, from scouts).
 
     Sources: Del Moral, Doucet & Jasra (2006), J. R. Stat. Soc. B 68; the adaptive choice of beta: Jasra, Stephens,
     Doucet & Tsagaris (2011), section 3.3; the moves: see `enkg_ppl._refine._moves`.
     """
 
-    target_ess: float = 0.5
-    num_components: int = eqx.field(static=True, default=8)
+    num_scouts: int | None = eqx.field(static=True, default=None)
+    target_ess: tuple[float, float] = (0.5, 0.2)
+    num_components: int = eqx.field(static=True, default=16)
     max_correlation: tuple[float, float] = eqx.field(static=True, default=(0.3, 0.15))
-    min_cycles: tuple[int, int] = eqx.field(static=True, default=(1, 3))
+    min_cycles: tuple[int, int] = eqx.field(static=True, default=(1, 1))
     max_cycles: tuple[int, int] = eqx.field(static=True, default=(4, 12))
-    prior_share: float = 0.2
-    inflation: float = 2.0
+    prior_share: tuple[float, float] = eqx.field(static=True, default=(0.2, 0.05))
+    inflation: tuple[float, float] = eqx.field(static=True, default=(2.0, 1.2))
 
     def __check_init__(self):
-        if not 0 < self.target_ess < 1:
-            raise ValueError(f"TemperedSMC needs 0 < target_ess < 1; got target_ess={self.target_ess}")
+        if not all(0 < share < 1 for share in self.target_ess):
+            raise ValueError(f"TemperedSMC needs 0 < target_ess < 1, two of them; got target_ess={self.target_ess}")
         if self.num_components < 1:
             raise ValueError(f"TemperedSMC needs num_components >= 1; got {self.num_components}")
-        if not 0 < self.prior_share < 1:
-            raise ValueError(f"TemperedSMC needs 0 < prior_share < 1; got prior_share={self.prior_share}")
+        if self.num_scouts is not None and self.num_scouts < 4:
+            raise ValueError(f"TemperedSMC needs num_scouts >= 4; got {self.num_scouts}")
+        if not all(0 < share < 1 for share in self.prior_share):
+            raise ValueError(f"TemperedSMC needs 0 < prior_share < 1, two of them; got prior_share={self.prior_share}")
+
+    def num_guided(self, num_particles: int, dim: int) -> int:
+        return min(num_particles, self._scouts(dim))
+
+    def _scouts(self, dim: int) -> int:
+        return max(LEAST_SCOUTS, SCOUTS_PER_DIM * dim) if self.num_scouts is None else self.num_scouts
 
     def run(
         self,
@@ -71,158 +97,133 @@ class TemperedSMC(Refinement):
                 f"got num_particles={num_particles}"
             )
         progress = progress or (lambda fraction, words: None)
-        evaluate = evaluator or Evaluator(standardised(problem), batch_size(num_particles))
+        evaluate = evaluator or Evaluator(standardised(problem), block_size(num_particles))
         count, num_failed = evaluate.count, evaluate.num_failed
-        key_start, key = jr.split(key)
-        start, z = self._start(key_start, problem, num_particles, guided)
-        log_likelihood = evaluate.log_likelihood(z)
-        if not bool(jnp.any(jnp.isfinite(log_likelihood))):
-            raise ValueError(
-                f"the likelihood is zero or not finite at all {num_particles} starting particles: check the "
-                "simulator and the data, widen the observation noise, or use more particles"
-            )
-        ensemble, beta, log_evidence = Group(z, log_likelihood), 0.0, 0.0
-        trace: list[dict[str, float]] = []
-        while beta < 1:
-            key, key_resample, key_move = jr.split(key, 3)
-            numbers = uniforms(key_resample, (num_particles + 1,), z.dtype)
-            ensemble, beta, gain, ess = _reweight(numbers, ensemble, start, jnp.asarray(beta, z.dtype), self.target_ess)
-            beta, log_evidence = float(beta), log_evidence + float(gain)
-            ensemble, moved = self._move(key_move, evaluate, Target(jnp.asarray(beta, z.dtype), start), ensemble)
-            trace.append({"beta": beta, "ess": float(ess), **moved})
-            progress(beta, f"temperature {beta:.3g}, {evaluate.count:,} evaluations")
-        x = _decode_all(problem.prior, ensemble.z)
+        rng = host_rng(key)
+        start, stage, runs = None, 0, []
+        if guided is not None:
+            start = self._start(rng, encode_all(problem.prior, guided, evaluate.batch_size), 0)
+        reserve = RESERVE * num_particles
+        scouts = self._scouts(problem.dim)
+        if scouts < num_particles and evaluate.remaining >= reserve + RESERVE_SCOUTS * scouts:
+            progress(0.0, f"{scouts} scouts")
+            runs.append(self._temper(rng, evaluate, problem, start, 0, scouts, False, reserve, progress))
+            start, stage = self._start(rng, runs[0].ensemble.z, 1), 1
+        runs.append(self._temper(rng, evaluate, problem, start, stage, num_particles, True, 0, progress))
+        last = runs[-1]
+        levels = [level for run in runs for level in run.levels]
+        x = decode_all(problem.prior, last.ensemble.z, evaluate.batch_size)
         return Posterior(
             draws=x,
-            log_likelihood=ensemble.log_likelihood,
-            log_evidence=log_evidence,
+            log_likelihood=last.ensemble.log_likelihood,
+            log_evidence=last.log_evidence,
             num_forward_evaluations=evaluate.count - count,
             method="TemperedSMC",
             stats={
-                "num_levels": len(trace),
-                "num_cycles": sum(int(level["num_cycles"]) for level in trace),
-                "jump_acceptance": trace[-1]["jump_acceptance"],
-                "correlation": trace[-1]["correlation"],
-                "correlation_limit": self._limit(True, num_particles),
+                "num_levels": len(levels),
+                "num_cycles": sum(int(level["num_cycles"]) for level in levels),
+                "jump_acceptance": levels[-1]["jump_acceptance"],
+                "fresh_acceptance": levels[-1]["fresh_acceptance"],
+                "correlation": levels[-1]["correlation"],
+                "correlation_limit": levels[-1]["limit"],
+                "weight_ess": levels[-1]["ess"] * num_particles,
                 "num_failed": evaluate.num_failed - num_failed,
-                "levels": trace,
+                "levels": levels,
             },
+            messages=_out_of_budget(runs, evaluate.limit),
+            log_weights=last.log_weights,
         )
 
-    def _start(self, key: Key, problem, num_particles: int, guided: Ensemble | None):
-        """The first ensemble: prior draws, or draws of a mixture that covers the guided ensemble."""
-        location = problem.prior.location
-        if guided is None:
-            return None, jnp.asarray(normals(key, (num_particles, problem.dim), location.dtype))
-        key_fit, key_draw = jr.split(key)
-        z = _encode_all(problem.prior, guided)
-        mixture = fit(key_fit, z, self._components(guided.shape[0], problem.dim))
-        start = Start(inflated(mixture, self.inflation), self.prior_share)
-        return start, start.sample(key_draw, num_particles)
+    def _start(self, rng, z: Ensemble, stage: int) -> Start:
+        """A mixture that covers an ensemble: guided (stage 0), or scouts (1)."""
+        mixture = fit(rng, z, shape_for(rng, z, self.num_components), SIZES[-1])
+        return Start(inflated(mixture, self.inflation[stage]), self.prior_share[stage])
 
-    def _components(self, num_particles: int, dim: int) -> int:
-        """A component wants a few particles a dimension; with fewer, one Gaussian-like ellipse is better."""
-        return max(1, min(self.num_components, num_particles // (2 * (dim + 1))))
-
-    def _limit(self, last: bool, num_particles: int) -> float:
-        # Correlations of independent ensembles scatter by 1 / sqrt(J): no use in waiting for less.
-        return max(self.max_correlation[last], 3 / num_particles**0.5)
-
-    def _move(self, key: Key, evaluate: Evaluator, target: Target, ensemble: Group):
-        """Cycles of jump and slice on each half in turn, until the resampled places are forgotten."""
-        last = bool(target.beta == 1)
-        num_particles, dim = ensemble.z.shape
-        features = _features(*ensemble)
-        half = num_particles // 2
-        halves = [Group(*(a[:half] for a in ensemble)), Group(*(a[half:] for a in ensemble))]
-        cycle, correlation, acceptance = 0, 1.0, jnp.asarray(0.0)
-        while cycle < self.min_cycles[last] or (
-            cycle < self.max_cycles[last] and correlation > self._limit(last, num_particles)
-        ):
-            for k in (0, 1):
-                key_fit, key_jump, key_slice = jr.split(jr.fold_in(key, 2 * cycle + k), 3)
-                other = halves[1 - k].z
-                reference = fit(key_fit, other, self._components(other.shape[0], dim))
-                halves[k], acceptance = jump(key_jump, evaluate, target, reference, halves[k])
-                halves[k] = slice_move(key_slice, evaluate, target, reference, halves[k])
-            cycle += 1
-            ensemble = Group(*(jnp.concatenate(pair) for pair in zip(*halves, strict=True)))
-            correlation = float(_largest_correlation(features, _features(*ensemble)))
-        moved = {"num_cycles": cycle, "correlation": correlation, "jump_acceptance": float(acceptance)}
-        return ensemble, moved
-
-
-def batch_size(num_particles: int) -> int:
-    """Particles that are simulated at a time: half the ensemble, rounded up."""
-    return -(-num_particles // 2)
+    def _temper(self, rng, evaluate: Evaluator, problem, start: Start | None, stage: int, n: int, last: bool, reserve, progress
+    ):
+        """Temper `n` particles from the start to the posterior; leave `reserve` evaluations."""
+        block = evaluate.batch_size
+        dtype = problem.prior.location.dtype
+        if start is None:
+            z = rng.standard_normal((n, problem.dim)).astype(dtype)
+        else:
+            z = start.sample(rng, n, block)
+        log_likelihood = evaluate.log_likelihood(z)
+        if not np.isfinite(log_likelihood).any():
+            raise ValueError(
+                f"the likelihood is zero or not finite at all {n} starting particles: check the "
+                "simulator and the data, widen the observation noise, or use more particles"
+            )
+        run = _Run(Group(z, log_likelihood), 0.0, [], np.zeros(n))
+        beta, cost = 0.0, 4 * n  # of a level; the first is a guess
+        while beta < 1:
+            before = evaluate.count
+            affordable = evaluate.remaining - reserve >= cost
+            weights = log_weights(start, *run.ensemble, block)
+            step, ess = _step(weights, 1 - beta, self.target_ess[stage] if affordable else 0.0)
+            if not affordable and not (last and step >= 1 - beta and ess >= self.target_ess[stage]):
+                run.stopped_at = beta
+            beta = 1.0 if step >= 1 - beta else beta + step
+            run.log_weights = np.where(np.isfinite(weights), step * weights, -np.inf)
+            run.log_evidence += _log_mean_exp(run.log_weights)
+            chosen = _systematic(rng.random(), run.log_weights)
+            chosen = chosen[rng.permutation(n)]  # the halves of the ensemble must not sort the particles
+            run.ensemble = Group(*(a[chosen] for a in run.ensemble))
+            end = last and beta == 1
+            cycles = Cycles(self.num_components, self.max_correlation[end], self.min_cycles[end], self.max_cycles[end])
+            target = Target(np.asarray(beta, dtype), start)
+            run.ensemble, mixed = mix(rng, evaluate, target, run.ensemble, cycles, reserve=reserve)
+            cost = evaluate.count - before
+            level = {"beta": beta, "ess": ess, "num_particles": n, "evaluations": cost}
+            run.levels.append(level | dataclasses.asdict(mixed))
+            progress(beta, f"temperature {beta:.3g}, {evaluate.count:,} evaluations")
+        return run
 
 
-@eqx.filter_jit
-def _decode_all(prior: Prior, z: Ensemble) -> Ensemble:
-    return jax.vmap(lambda z: decode(prior, z))(z)
+LEAST_SCOUTS, SCOUTS_PER_DIM = 512, 8
+# Evaluations a particle that are kept for the whole ensemble, and that scouts must at least have, to be sent.
+RESERVE, RESERVE_SCOUTS = 5, 8
 
 
-@eqx.filter_jit
-def _encode_all(prior: Prior, x: Ensemble) -> Ensemble:
-    return jax.vmap(lambda x: encode(prior, x))(x)
+def _out_of_budget(runs: list[_Run], limit: int | None) -> list[str]:
+    """What the user should read where evaluations ran out."""
+    stopped = [run.stopped_at for run in runs if run.stopped_at is not None]
+    if not stopped and not runs[-1].levels[-1]["out_of_budget"]:
+        return []
+    where = "before the moves had forgotten their start"
+    if stopped:
+        where = f"at temperature {stopped[0]:.2g} of 1: weights alone carried the particles on"
+    return [f"the budget of forward evaluations ended {where}; raise max_forward_evaluations, or lower num_particles"]
 
 
-@eqx.filter_jit
-def _reweight(numbers, ensemble: Group, start: Start | None, beta, target_ess: float):
-    """Raise beta until the weights' effective sample size falls to the target, and resample.
+def _log_mean_exp(a: Float[np.ndarray, " particles"]) -> float:
+    top = a.max()
+    return float(top + np.log(np.mean(np.exp(a - top))))
 
-    Returns the resampled ensemble, the new beta, the gain in log evidence and the effective sample size (share).
-    """
-    n = ensemble.z.shape[0]
-    log_start = jax.vmap(log_standard_normal if start is None else start.log_prob)(ensemble.z)
-    log_weight = jax.vmap(log_standard_normal)(ensemble.z) - log_start + ensemble.log_likelihood
-    finite = jnp.isfinite(log_weight)
 
-    def increment(step):
-        return jnp.where(finite, step * jnp.where(finite, log_weight, 0.0), -jnp.inf)
+def _ess(a: Float[np.ndarray, " particles"]) -> float:
+    """Effective sample size of log weights, as a share of the particles."""
+    w = np.exp(a - a.max())
+    return float(w.sum() ** 2 / (w**2).sum() / len(w))
 
-    def ess(step):
-        w = increment(step)
-        return jnp.exp(2 * logsumexp(w) - logsumexp(2 * w)) / n
 
+def _step(weights: Float[np.ndarray, " particles"], room: float, target_ess: float) -> tuple[float, float]:
+    """How far beta may rise until the effective sample size falls to the target, by bisection; and that size."""
+    finite = np.isfinite(weights)
+    values = np.asarray(weights[finite], float)
+    share = len(values) / len(weights)
     # Particles of zero likelihood are gone at any beta > 0: the target counts from those that are left.
-    goal = target_ess * jnp.minimum(1.0, jnp.mean(finite))
-
-    def halve(_, bracket):
-        low, high = bracket
+    if target_ess == 0 or _ess(room * values) >= target_ess:
+        return room, share * _ess(room * values)
+    low, high = 0.0, room
+    for _ in range(NUM_BISECTIONS):
         middle = 0.5 * (low + high)
-        enough = ess(middle) >= goal
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
-
-    room = jnp.asarray(1.0 - beta, log_weight.dtype)
-    low, _ = jax.lax.fori_loop(0, NUM_BISECTIONS, halve, (jnp.zeros_like(room), room))
-    reaches_end = ess(room) >= goal
-    step = jnp.where(reaches_end, room, jnp.maximum(low, jnp.finfo(room.dtype).tiny))
-    w = increment(step)
-    beta = jnp.where(reaches_end, 1.0, beta + step)
-    # In random order: the halves of the ensemble must not sort the particles.
-    chosen = _systematic(numbers[0], jax.nn.softmax(w))[jnp.argsort(numbers[1:])]
-    resampled = Group(ensemble.z[chosen], ensemble.log_likelihood[chosen])
-    return resampled, beta, logsumexp(w) - jnp.log(n), ess(step)
+        low, high = (middle, high) if _ess(middle * values) >= target_ess else (low, middle)
+    return max(low, float(np.finfo(weights.dtype).tiny)), share * _ess(low * values)
 
 
-def _systematic(offset: Scalar, weights: Float[Array, " particles"]):
+def _systematic(offset: float, log_weights: Float[np.ndarray, " particles"]):
     """Indices of a systematic resample: n equally spaced points, one random offset in [0, 1)."""
-    n = weights.shape[0]
-    points = (jnp.arange(n) + offset) / n
-    return jnp.clip(jnp.searchsorted(jnp.cumsum(weights), points), 0, n - 1)
-
-
-@eqx.filter_jit
-def _features(z: Ensemble, log_likelihood: Float[Array, " particles"]) -> Float[Array, "particles features"]:
-    """z, z^2 and the rank of the log likelihood, standardised over the ensemble."""
-    rank = jnp.argsort(jnp.argsort(log_likelihood)).astype(z.dtype)
-    features = jnp.concatenate([z, z**2, rank[:, None]], axis=1)
-    centred = features - jnp.mean(features, axis=0, keepdims=True)
-    sd = jnp.std(features, axis=0, keepdims=True)
-    return centred / jnp.where(sd > 0, sd, 1.0)
-
-
-@jax.jit
-def _largest_correlation(a, b) -> Scalar:
-    return jnp.max(jnp.abs(jnp.mean(a * b, axis=0)))
+    n = len(log_weights)
+    w = np.exp(log_weights - log_weights.max())
+    return np.minimum(np.searchsorted(np.cumsum(w) / w.sum(), (np.arange(n) + offset) / n), n - 1)

@@ -1,0 +1,132 @@
+"""One ensemble from prior to posterior: the guided flow, then a refinement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax.random as jr
+
+from enkg_ppl._correction import Correction, KalmanCorrection
+from enkg_ppl._forward import Evaluator
+from enkg_ppl._guide import guide
+from enkg_ppl._posterior import Posterior
+from enkg_ppl._problem import InverseProblem
+from enkg_ppl._refine import DiffusionWaltz, LatentSlice, Refinement, TemperedSMC
+from enkg_ppl._refine._blocks import block_size
+from enkg_ppl._schedule import Schedule
+from enkg_ppl._types import Key
+
+# Levels of the guided flow where a refinement follows: as a proposal it need not be as good as where it is the result.
+NUM_LEVELS, PROPOSAL_LEVELS = 10, 5
+
+
+class Progress(NamedTuple):
+    """Where a run stands: ``guide(level, num_levels)``, ``refine(fraction, words)``."""
+
+    guide: Callable[[int, int], None]
+    refine: Callable[[float, str], None]
+
+
+def infer(
+    key: Key,
+    problem: InverseProblem,
+    *,
+    num_particles: int = 1024,
+    correction: Correction | None = None,
+    schedule: Schedule | None = None,
+    refine: Literal["auto"] | Refinement | None = "auto",
+    max_forward_evaluations: int | None = None,
+    chunk_size: int | None = None,
+    guided: bool = True,
+    evaluator: Evaluator | None = None,
+    progress: Progress | None = None,
+) -> Posterior:
+    """Draw `num_particles` times from the posterior of an inverse problem.
+
+    `correction`, `schedule`: of the guided flow. `refine`: "auto", a refinement, or None for the guided ensemble as it
+    is. `max_forward_evaluations`: of the simulator, never exceeded. `chunk_size`: particles simulated at a time, to
+    bound memory. `guided`: False leaves the guided flow out (where the likelihood offers no working response).
+    `evaluator`: simulates and counts, for this problem.
+
+    Returns a `Posterior`; its `stats` say what was chosen and why.
+    Raises `ValueError` where the budget is too small for this many particles.
+    """
+    refinement, reason = choose(problem, num_particles) if refine == "auto" else (refine, "asked for")
+    if refinement is None and not guided:
+        raise ValueError("without the guided flow and without a refinement there is nothing to do: set refine")
+    evaluate = evaluator or Evaluator(problem, block_size(num_particles), chunk_size)
+    before = evaluate.count
+    evaluate.limit = None if max_forward_evaluations is None else before + max_forward_evaluations
+    key_guide, key_refine = jr.split(key)
+    flow = None
+    if guided:
+        num_guided = num_particles if refinement is None else refinement.num_guided(num_particles, problem.dim)
+        reserve = 0 if refinement is None else LEAST * num_particles
+        correction = _affordable(correction, schedule, num_guided, evaluate.remaining - reserve, refinement)
+        if correction is not None:
+            flow = guide(
+                key_guide,
+                problem,
+                num_particles=num_guided,
+                correction=correction,
+                schedule=schedule,
+                evaluator=evaluate,
+                progress=None if progress is None else progress.guide,
+            )
+    if refinement is None:
+        if flow is None:
+            raise ValueError(_too_few(max_forward_evaluations, num_particles, 2 * num_particles))
+        flow.stats["refinement"] = "none: asked for"
+        return flow
+    if evaluate.remaining < LEAST * num_particles:
+        raise ValueError(_too_few(max_forward_evaluations, num_particles, LEAST * num_particles))
+    posterior = refinement.run(
+        key_refine,
+        problem,
+        num_particles=num_particles,
+        guided=None if flow is None else flow.draws,
+        evaluator=refinement.evaluator(problem, evaluate),
+        progress=None if progress is None else progress.refine,
+    )
+    if flow is not None:
+        posterior.num_forward_evaluations += flow.num_forward_evaluations
+        posterior.method = f"{flow.method} + {posterior.method}"
+    posterior.stats = {"refinement": f"{type(refinement).__name__}: {reason}", **posterior.stats}
+    return posterior
+
+
+LEAST = 4  # evaluations a draw that any refinement needs to be of use
+
+
+def _affordable(correction, schedule, num_guided: int, budget: float, refinement) -> Correction | None:
+    """The correction with as many levels as half the budget pays for; None where that is not even two."""
+    share = budget if refinement is None else budget / 2
+    most = NUM_LEVELS if refinement is None else PROPOSAL_LEVELS
+    if correction is None and schedule is None:
+        num_steps = int(min(most, share // (2 * num_guided)))
+        return None if num_steps < 2 else KalmanCorrection(num_steps=num_steps)
+    return KalmanCorrection(num_steps=most) if correction is None else correction
+
+
+def _too_few(budget: int | None, num_particles: int, least: int) -> str:
+    return (
+        f"max_forward_evaluations={budget} is too few for num_particles={num_particles}: allow at least "
+        f"{least:,}, or lower num_particles"
+    )
+
+
+# Particles a dimension that half the ensemble needs, for a reference fitted to it.
+LEAST_PER_DIM = 4
+
+
+def choose(problem: InverseProblem, num_particles: int) -> tuple[Refinement, str]:
+    """The refinement for this latent space and this many particles, and the reason in a few words."""
+    half, dim = num_particles // 2, problem.dim
+    counts = f"half the ensemble has {half / dim:.3g} particles for each of {dim} dimensions"
+    if half >= LEAST_PER_DIM * dim or half < 2 * LEAST_PER_DIM:
+        return TemperedSMC(), f"{counts}, {LEAST_PER_DIM} are enough to fit the references of its moves"
+    if problem.prior.has_transport:
+        return LatentSlice(), f"{counts}, too few for TemperedSMC, which wants {LEAST_PER_DIM}"
+    why = f"{counts}, too few for TemperedSMC, which wants {LEAST_PER_DIM}, and the prior has no closed transport"
+    return DiffusionWaltz(), why

@@ -1,0 +1,31 @@
+"""Whole ensembles between x, where the prior lives, and z, where it is N(0, I)."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+
+from enkg_ppl._prior import Prior
+from enkg_ppl._refine._base import decode, encode
+from enkg_ppl._refine._blocks import in_blocks
+from enkg_ppl._types import Ensemble
+
+
+@eqx.filter_jit
+def _decode(prior: Prior, z: Ensemble) -> Ensemble:
+    return jax.vmap(lambda z: decode(prior, z))(z)
+
+
+@eqx.filter_jit
+def _encode(prior: Prior, x: Ensemble) -> Ensemble:
+    return jax.vmap(lambda x: encode(prior, x))(x)
+
+
+def decode_all(prior: Prior, z: Ensemble, block: int) -> Ensemble:
+    """x of every z, `block` particles at a time."""
+    return in_blocks(_decode, block, (prior,), z)
+
+
+def encode_all(prior: Prior, x: Ensemble, block: int) -> Ensemble:
+    """z of every x."""
+    return in_blocks(_encode, block, (prior,), x)

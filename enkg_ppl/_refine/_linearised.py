@@ -1,0 +1,56 @@
+"""A Gaussian reference from simulations that are there already: the posterior of the simulator linearised by them.
+
+With more dimensions than particles a sampled covariance is of no use, but the prior is known and the simulator mostly
+answers to few directions. Every simulation of the guided flow is a pair (z, G(z)); ridge regression of G on z gives a
+slope A and what it leaves unexplained, and ``N(z; 0, I)`` with data ``y ~ N(A z + b, Gamma + residual)`` has a Gaussian
+posterior in closed form (statistical linearisation; Särkkä 2013, Bayesian Filtering and Smoothing, section 5.3).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+from enkg_ppl._likelihood import Response
+from enkg_ppl._refine._reference import StudentMixture, gaussian
+from enkg_ppl._types import Ensemble
+
+RIDGES = np.geomspace(1e-6, 1e2, 33)  # times the mean eigenvalue of the Gram matrix
+
+
+def linearised_reference(z: Ensemble, response: Response) -> StudentMixture:
+    """The posterior of the linearised simulator; `z`: shape (pairs, dim), `response`: of the same particles."""
+    z = np.asarray(z, float)
+    g, observed, noise = (np.asarray(a, float) for a in (response.prediction, response.observation, response.noise))
+    usable = np.isfinite(g).all(axis=1) & np.isfinite(observed).all(axis=1) & np.isfinite(z).all(axis=1)
+    z, g, observed, noise = (a[usable] for a in (z, g, observed, noise))
+    slope, intercept, residual = _ridge(z, g)
+    noise = np.median(noise, axis=0) + residual
+    scaled = slope / np.sqrt(noise)[:, None]
+    precision = np.eye(z.shape[1]) + scaled.T @ scaled
+    innovation = (np.median(observed, axis=0) - intercept) / np.sqrt(noise)
+    covariance = np.linalg.inv(precision)
+    return gaussian(covariance @ (scaled.T @ innovation), 0.5 * (covariance + covariance.T))
+
+
+def _ridge(z: Float[np.ndarray, "pairs dim"], g: Float[np.ndarray, "pairs m"]):
+    """Slope (m, dim), intercept (m,) and residual variance (m,), the ridge chosen by generalised cross-validation.
+
+    Source: Golub, Heath & Wahba (1979), Technometrics 21, eq. 1.4.
+    """
+    n = len(z)
+    centre, middle = z.mean(axis=0), g.mean(axis=0)
+    u, s, vt = np.linalg.svd(z - centre, full_matrices=False)
+    target = u.T @ (g - middle)
+    total = ((g - middle) ** 2).sum(axis=0)
+    best = None
+    for ridge in RIDGES * np.mean(s**2):
+        keep = s**2 / (s**2 + ridge)
+        rest = total - ((2 * keep - keep**2)[:, None] * target**2).sum(axis=0)
+        score = rest / n / (1 - keep.sum() / n) ** 2  # expected squared error of a new prediction, each datum
+        loss = np.sum(score / np.where(total > 0, total, 1))
+        if best is None or loss < best[0]:
+            best = loss, keep, score
+    _, keep, residual = best
+    slope = (vt.T * (keep / np.where(s > 0, s, 1.0))) @ target
+    return slope.T, middle - slope.T @ centre, residual

@@ -1,0 +1,133 @@
+"""Move an ensemble until it has forgotten where it was: cycles of jumps and slices on one half and then the other."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from enkg_ppl._forward import Evaluator
+from enkg_ppl._refine._moves import Group, jump, slice_move
+from enkg_ppl._refine._reference import Shape, StudentMixture, best_shape, fit
+from enkg_ppl._refine._target import Target
+from enkg_ppl._types import Ensemble
+
+# Mixtures that are tried: components, and degrees of freedom.
+NUM_JUMPS = 2  # of each particle in a cycle, before its slice move
+SIZES, DFS = (1, 2, 4, 8, 16), (5.0, 25.0)
+# A jump draws a fresh place as often as such jumps were accepted lately, within these bounds.
+FRESH_BOUNDS = (0.1, 0.9)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cycles:
+    """When to stop, and the reference of the moves.
+
+    `num_components`: of the mixture, at most. `max_correlation`: the largest correlation, over ranks of z, of its distance
+    from the median and of the log likelihood, between the ensemble now and at the start. `least`, `most`: number of cycles.
+    """
+
+    num_components: int
+    max_correlation: float
+    least: int
+    most: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixed:
+    """How it went. `out_of_budget`: the cycles ended because evaluations ran out."""
+
+    num_cycles: int
+    correlation: float
+    limit: float
+    jump_acceptance: float
+    fresh_acceptance: float
+    out_of_budget: bool
+
+
+def shape_for(rng: np.random.Generator, z: Ensemble, most: int) -> Shape:
+    """Number of components, at most `most`, and degrees of freedom that fit these particles best."""
+    n, d = z.shape
+    # A component wants a few particles a dimension; with fewer, one Gaussian-like ellipse is better.
+    most = max(1, min(most, n // (2 * (d + 1))))
+    sizes = [size for size in SIZES if size <= most]
+    return best_shape(rng, z, [Shape(size, df) for size in sizes for df in DFS], SIZES[-1])
+
+
+def mix(
+    rng: np.random.Generator,
+    evaluate: Evaluator,
+    target: Target,
+    ensemble: Group,
+    cycles: Cycles,
+    *,
+    reference: StudentMixture | None = None,
+    reserve: int = 0,
+) -> tuple[Group, Mixed]:
+    """Cycles of jumps and a slice on each half in turn, until the starting places are forgotten.
+
+    `reference`: of all moves, in place of mixtures fitted to the other half. `reserve`: evaluations to leave over.
+    """
+    num_particles = len(ensemble.z)
+    # Correlations of independent ensembles scatter by 1 / sqrt(J): no use in waiting for less.
+    limit = max(cycles.max_correlation, 3 / num_particles**0.5)
+    start = features(*ensemble)
+    half = num_particles // 2
+    halves = [Group(*(a[:half] for a in ensemble)), Group(*(a[half:] for a in ensemble))]
+    references = [_References(cycles.num_components, reference) for _ in halves]
+    cycle, correlation, fresh_share, out_of_budget = 0, 1.0, 0.5, False
+    accepted, tried = np.zeros(2), np.zeros(2)  # of jumps that keep the place, and of fresh ones
+    while cycle < cycles.least or (cycle < cycles.most and correlation > limit):
+        before = evaluate.count
+        for k in (0, 1):
+            close, heavy = references[k].fitted(rng, halves[1 - k].z)
+            for _ in range(NUM_JUMPS):
+                fresh = rng.random(len(halves[k].z)) < fresh_share
+                halves[k], moved = jump(rng, evaluate, target, close, halves[k], fresh)
+                accepted += [moved[~fresh].sum(), moved[fresh].sum()]
+                tried += [(~fresh).sum(), fresh.sum()]
+            halves[k] = slice_move(rng, evaluate, target, heavy, halves[k])
+        cycle += 1
+        fresh_share = float(np.clip(2 * accepted[1] / max(tried[1], 1), *FRESH_BOUNDS))
+        ensemble = Group(*(np.concatenate(pair) for pair in zip(*halves, strict=True)))
+        correlation = largest_correlation(start, features(*ensemble))
+        out_of_budget = evaluate.remaining - reserve < 1.2 * (evaluate.count - before)
+        if out_of_budget:
+            break
+    kept, fresh = accepted / np.maximum(tried, 1)
+    return ensemble, Mixed(cycle, correlation, limit, kept, fresh, out_of_budget and correlation > limit)
+
+
+class _References:
+    """The references of one half's moves: one for jumps, and one for slices."""
+
+    def __init__(self, most: int, given: StudentMixture | None):
+        self.most, self.given = most, given
+        self.shape: Shape | None = None
+
+    def fitted(self, rng, other: Ensemble) -> tuple[StudentMixture, StudentMixture]:
+        if self.given is not None:
+            return self.given, self.given
+        if self.shape is None:  # chosen once: it is the fit that follows the other half
+            self.shape = shape_for(rng, other, self.most)
+        close = fit(rng, other, self.shape, SIZES[-1])
+        if self.shape.df == DFS[0]:
+            return close, close
+        # Where the reference's tails are thinner than the target's, slices stall: theirs are heavy.
+        return close, fit(rng, other, Shape(self.shape.size, DFS[0]), SIZES[-1])
+
+
+def features(z: Ensemble, log_likelihood: Float[Array, " particles"]) -> Float[np.ndarray, "particles features"]:
+    """Ranks of z, of its distance from the median and of the log likelihood, standardised over the ensemble.
+
+    Ranks, so that a few far particles do not decide for all.
+    """
+    z = np.asarray(z, float)
+    columns = np.concatenate([z, np.abs(z - np.median(z, axis=0)), log_likelihood[:, None]], axis=1)
+    ranks = np.argsort(np.argsort(columns, axis=0), axis=0).astype(float)
+    return (ranks - ranks.mean(axis=0)) / ranks.std(axis=0)
+
+
+def largest_correlation(a: Float[np.ndarray, "particles features"], b) -> float:
+    return float(np.max(np.abs(np.mean(a * b, axis=0))))

@@ -1,0 +1,339 @@
+"""Simulation-based calibration: simulate parameters and data, infer, rank; again and again.
+
+Where parameters are drawn from the prior and data from them, the rank of a parameter among draws of its posterior is
+uniform if the posterior is right. Sources: Talts, Betancourt, Simpson, Vehtari & Gelman (2018), arXiv 1804.06788; ranks
+of the log likelihood, which also catch a posterior that ignores the data: Modrák, Moon, Kim, Bürkner, Huurre,
+Faltejsková, Gelman & Vehtari (2023), Bayesian Analysis 20, arXiv 2211.02383.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.random as jr
+import numpy as np
+from numpyro.diagnostics import effective_sample_size
+from numpyro.infer import MCMC
+from tqdm import tqdm
+
+from enkg_ppl._numpyro import EnKG
+from enkg_ppl.calibration._compiled import CompiledMCMC
+from enkg_ppl.calibration._file import DONE, FAILED, FORMAT, PENDING, State, load, save
+from enkg_ppl.calibration._result import LOG_LIKELIHOOD, SBC
+from enkg_ppl.calibration._simulate import PriorPredictive
+
+# Runs that fail from the first data set on are no calibration study but a mistake in the call.
+HOPELESS = 3
+
+
+def sbc(
+    model: Callable,
+    inference: Any,
+    *,
+    num_datasets: int = 300,
+    rng_key: jax.Array,
+    args: tuple = (),
+    kwargs: Mapping[str, Any] | None = None,
+    data: str | Iterable[str] | Mapping[str, str] | None = None,
+    sites: Sequence[str] | None = None,
+    log_likelihood: bool = True,
+    num_draws: int = 99,
+    keep_draws: bool = True,
+    file: str | Path | None = None,
+    progress_bar: bool = True,
+) -> SBC:
+    """Is an inference calibrated on a model? Ranks of simulated truths among its posterior draws, over many data sets.
+
+    `model`: any NumPyro model that can simulate its data, black boxes included (one evaluation a data set).
+    `inference`: what has ``run(rng_key, *args, **kwargs)`` and ``get_samples()``, such as ``EnKG(model)`` or
+    ``MCMC(NUTS(model), ...)``; or a function that makes one from the model, such as `EnKG`. It is used for every data
+    set, so that what it compiles is kept; its own progress bar is off meanwhile.
+    `num_datasets`: data sets to simulate; the bands are as wide as about ``1 / sqrt(num_datasets)``.
+    `rng_key`: data set i uses ``fold_in(rng_key, i)`` and so does not depend on the others.
+    `args`, `kwargs`: what the model takes besides the data.
+    `data`: the observed sites: a name, several, or ``{site: argument}``. By default every site that has the name of an
+    argument which `args` and `kwargs` leave open. Where a site is no argument of the model, the model is conditioned on
+    it, and `inference` must be a function of the model.
+    `sites`: latent or deterministic sites to rank, scalar by scalar (default: all latent sites).
+    `log_likelihood`: rank the log likelihood of the data too (free of evaluations with `EnKG`, otherwise one run of the
+    model a draw).
+    `num_draws`: draws that each truth is ranked among: a random choice of an ensemble's particles, or draws of a chain
+    as far apart as can be; a chain whose effective sample size is below `num_draws` is recorded as a warning.
+    `keep_draws`: keep these draws, which `coverage` needs (``num_datasets * num_draws * dim`` numbers).
+    `file`: a ``.npz`` written after every data set. Called again with the same arguments, `sbc` goes on where it
+    stopped, with the ranks of an unbroken run; with more data sets it adds to them.
+
+    A run that raises is recorded in `SBC.failures` and one that warns in `SBC.warnings`; neither ends the study, unless
+    the first three all raise.
+
+    Raises `ModelError` for a model that cannot be simulated, `TypeError` for an inference that cannot run, `ValueError`
+    for a file of another study and for numbers that make no sense, `RuntimeError` where the first runs all fail.
+    """
+    _check_count("num_datasets", num_datasets)
+    _check_count("num_draws", num_draws)
+    if not isinstance(rng_key, jax.Array | np.ndarray):
+        raise TypeError(f"sbc needs rng_key as jax.random.key(0) gives it; got {rng_key!r}")
+    prior = PriorPredictive(model, args, kwargs or {}, data)
+    engine = _engine(inference, prior)
+    shapes = _ranked_sites(prior, sites)
+    names = [name for site, shape in shapes.items() for name in _scalars(site, shape)]
+    dim = len(names)
+    if log_likelihood:
+        if LOG_LIKELIHOOD in shapes:
+            raise ValueError("a site of the model is named 'log_likelihood': rename it, or pass log_likelihood=False")
+        names.append(LOG_LIKELIHOOD)
+    study = _identity(model, engine, rng_key, prior, names, num_draws, keep_draws)
+    path = None if file is None else Path(file)
+    state = None if path is None else load(path, study)
+    state = state or State.empty(num_datasets, len(names), dim, num_draws, keep_draws)
+    state = state.with_room(num_datasets)
+
+    pending = [i for i in range(num_datasets) if state.status[i] == PENDING]
+    bar = tqdm(
+        total=num_datasets,
+        initial=num_datasets - len(pending),
+        desc="SBC",
+        unit="data set",
+        disable=not progress_bar,
+        file=sys.stderr,
+    )
+    with bar, _own_bar_off(engine):
+        for done_now, i in enumerate(pending):
+            _one(i, state, prior, engine, jr.fold_in(rng_key, i), shapes, log_likelihood, num_draws)
+            if path is not None and np.any(state.status == DONE):  # a mistake in the call leaves no file behind
+                save(path, study, state)
+            bar.set_postfix_str(_postfix(state, num_datasets), refresh=False)
+            bar.update()
+            if i + 1 == done_now + 1 == HOPELESS and len(state.failures) == HOPELESS:
+                raise RuntimeError(
+                    f"each of the first {HOPELESS} data sets failed, the last with {state.failures[i]}: run the "
+                    "inference once by hand on data of your own"
+                )
+    return _result(state, num_datasets, names, shapes, num_draws, keep_draws)
+
+
+def _one(
+    i: int, state: State, prior: PriorPredictive, engine, key, shapes, log_likelihood: bool, num_draws: int
+) -> None:
+    """Simulate, infer and rank data set `i`; what comes of it goes into its row."""
+    key_data, key_run, key_rank = jr.split(key, 3)
+    started = time.perf_counter()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            truth, data, truth_log_likelihood = prior.simulate(key_data)
+            state.truths[i] = _flat(truth, shapes, 0)
+            engine.run(key_run, *prior.args, **prior.kwargs, **data)
+            rng = np.random.default_rng(np.asarray(jr.key_data(key_rank)))
+            samples = {name: np.asarray(value) for name, value in engine.get_samples().items()}
+            chosen = _choose(engine, samples, shapes, num_draws, rng)
+            draws = _flat({name: samples[name][chosen] for name in shapes}, shapes, 1)
+            truths = state.truths[i]
+            ranked = draws
+            if log_likelihood:
+                ranked = np.column_stack([draws, _log_likelihood(prior, engine, samples, chosen, data)])
+                truths = np.append(truths, truth_log_likelihood)
+            ranks = _rank(ranked, truths, rng)
+            if len(state.draws):
+                state.draws[i] = draws
+            state.ranks[i], state.status[i] = ranks, DONE
+        except Exception as error:
+            state.failures[i] = f"{type(error).__name__}: {error}"
+            state.status[i] = FAILED
+    count = getattr(engine, "num_forward_evaluations", None) if state.status[i] == DONE else None
+    state.evaluations[i] = -1 if count is None else count
+    state.seconds[i] = time.perf_counter() - started
+    told = [str(w.message) for w in caught if issubclass(w.category, UserWarning | RuntimeWarning)]
+    if told:
+        state.warnings[i] = list(dict.fromkeys(told))
+
+
+def _rank(draws, truths, rng) -> np.ndarray:
+    """Number of draws below the truth, ties broken at random; draws lead with (draws,)."""
+    if np.isnan(truths).any():
+        raise ValueError("the truth, or its log likelihood, is NaN")
+    if np.isnan(draws).any():
+        raise ValueError("some posterior draws, or their log likelihoods, are NaN")
+    ties = np.sum(draws == truths, axis=0)
+    return np.sum(draws < truths, axis=0) + rng.integers(0, ties + 1)
+
+
+def _choose(engine, samples, shapes, num_draws: int, rng) -> np.ndarray:
+    """Which of the posterior draws to rank among."""
+    for name, shape in shapes.items():
+        if name not in samples:
+            raise ValueError(f"the inference gives no draws of site '{name}' (only of {', '.join(samples)})")
+        if samples[name].shape[1:] != shape:
+            raise ValueError(f"draws of site '{name}' have shape {samples[name].shape[1:]} where the model has {shape}")
+    total = len(samples[next(iter(shapes))])
+    if total < num_draws:
+        raise ValueError(f"the inference gives {total} draws: lower num_draws (now {num_draws}), or draw more")
+    if isinstance(engine, EnKG):  # particles have no order
+        return rng.choice(total, num_draws, replace=False)
+    _warn_if_dependent(engine, shapes, num_draws)
+    # The middles of num_draws equal stretches, the whole shifted at random: the last draw is no better than others.
+    return ((np.arange(num_draws) + rng.uniform()) * total / num_draws).astype(int)
+
+
+def _warn_if_dependent(engine, shapes, num_draws: int) -> None:
+    try:
+        chains = engine.get_samples(group_by_chain=True)
+    except TypeError:  # independent draws, of something that knows no chains
+        return
+    with np.errstate(all="ignore"):
+        sizes = [effective_sample_size(np.asarray(chains[name])) for name in shapes]
+    smallest = min(float(np.min(size)) for size in sizes)
+    if smallest < num_draws:
+        warnings.warn(
+            f"the smallest effective sample size is {smallest:.0f}, below num_draws = {num_draws}: ranks among "
+            "dependent draws are not uniform; draw more, or lower num_draws",
+            stacklevel=2,
+        )
+
+
+def _log_likelihood(prior: PriorPredictive, engine, samples, chosen, data) -> np.ndarray:
+    """Log density of the data at the chosen draws, from the run where it kept it."""
+    if hasattr(engine, "get_log_likelihood"):
+        pointwise = [np.asarray(value)[chosen] for value in engine.get_log_likelihood().values()]
+        return np.sum([value.reshape(len(chosen), -1).sum(axis=1) for value in pointwise], axis=0)
+    return prior.log_likelihood({name: samples[name][chosen] for name in prior.latents}, data)
+
+
+def _flat(values: Mapping[str, np.ndarray], shapes, lead: int) -> np.ndarray:
+    """Sites side by side: ``(dim,)``, or ``(draws, dim)`` where values lead with draws."""
+    columns = [np.asarray(values[name], float) for name in shapes]
+    return np.concatenate([column.reshape((*column.shape[:lead], -1)) for column in columns], axis=-1)
+
+
+def _scalars(site: str, shape: tuple[int, ...]) -> list[str]:
+    return [f"{site}[{','.join(map(str, index))}]" if index else site for index in np.ndindex(shape)]
+
+
+def _result(state: State, n: int, names, shapes, num_draws: int, keep_draws: bool) -> SBC:
+    return SBC(
+        ranks=state.ranks[:n],
+        names=names,
+        num_draws=num_draws,
+        sites=dict(shapes),
+        evaluations=state.evaluations[:n],
+        seconds=state.seconds[:n],
+        failures={i: text for i, text in state.failures.items() if i < n},
+        warnings={i: texts for i, texts in state.warnings.items() if i < n},
+        truths=state.truths[:n],
+        draws=state.draws[:n] if keep_draws else None,
+    )
+
+
+def _postfix(state: State, n: int) -> str:
+    counted = state.evaluations[:n][state.evaluations[:n] >= 0]
+    parts = [f"{counted.sum():,} evaluations"] if len(counted) else []
+    failed = int(np.sum(state.status[:n] == FAILED))
+    return ", ".join(parts + ([f"{failed} failed"] if failed else []))
+
+
+# -- what is asked for ---------------------------------------------------------------------------------------------
+
+
+def _engine(inference, prior: PriorPredictive):
+    ready = not isinstance(inference, type) and hasattr(inference, "run")
+    if not ready and not callable(inference):
+        raise TypeError(f"sbc needs an inference such as EnKG(model), or a function that makes one; got {inference!r}")
+    if ready and prior.conditioned:
+        raise TypeError(
+            f"the data of {', '.join(prior.data)} are no argument of the model, so sbc conditions the model on them: "
+            "pass a function that makes the inference from a model, such as EnKG or lambda model: EnKG(model)"
+        )
+    engine = inference if ready else inference(prior.model)
+    for method in ("run", "get_samples"):
+        if not callable(getattr(engine, method, None)):
+            raise TypeError(f"sbc needs an inference with run and get_samples; {engine!r} has no {method}")
+    if isinstance(engine, MCMC) and CompiledMCMC.takes(engine):
+        return CompiledMCMC(engine, tuple(prior.data.values()))
+    return engine
+
+
+def _ranked_sites(prior: PriorPredictive, sites: Sequence[str] | None) -> dict[str, tuple[int, ...]]:
+    known = prior.latents | prior.deterministics
+    if sites is None:
+        return dict(prior.latents)
+    sites = [sites] if isinstance(sites, str) else list(sites)
+    for site in sites:
+        if site not in known:
+            raise ValueError(f"sites may hold {', '.join(known)}; got {site!r}")
+    if not sites:
+        raise ValueError("sites is empty: name at least one, or leave it out for all latent sites")
+    return {site: known[site] for site in sites}
+
+
+def _check_count(name: str, value) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"sbc needs {name} as a whole number >= 1; got {value!r}")
+
+
+class _own_bar_off:
+    """One progress bar is enough: that of the inference is off meanwhile."""
+
+    def __init__(self, engine):
+        self.engine, self.shown = engine, getattr(engine, "progress_bar", None)
+
+    def __enter__(self):
+        if self.shown:
+            self.engine.progress_bar = False
+
+    def __exit__(self, *_):
+        if self.shown:
+            self.engine.progress_bar = self.shown
+
+
+# Settings of an inference that change its draws, where it has them under these names.
+NUMBERS = ("num_particles", "num_ensembles", "max_forward_evaluations", "num_warmup", "num_samples", "thinning")
+PARTS = ("refine", "correction", "schedule")
+
+
+def _identity(
+    model, engine, rng_key, prior: PriorPredictive, names, num_draws: int, keep_draws: bool
+) -> dict[str, Any]:
+    """What must agree for two calls to be one study; the number of data sets may grow."""
+    typed = jax.numpy.issubdtype(rng_key.dtype, jax.dtypes.prng_key)
+    kernel = getattr(engine, "sampler", None)
+    method = {"type": type(engine).__name__, "kernel": type(kernel).__name__}
+    method |= {name: getattr(engine, name) for name in NUMBERS if isinstance(getattr(engine, name, None), int)}
+    method |= {name: repr(getattr(engine, name)) for name in PARTS if hasattr(engine, name)}
+    identity = {
+        "format": FORMAT,
+        "model": getattr(model, "__name__", type(model).__name__),
+        "inference": method,
+        "rng_key": np.asarray(jr.key_data(rng_key) if typed else rng_key).tolist(),
+        "arguments": _digest((prior.args, prior.kwargs)),
+        "data": prior.data,
+        "scalars": names,
+        "num_draws": num_draws,
+        "keep_draws": keep_draws,
+        "precision": str(jax.numpy.zeros(()).dtype),
+    }
+    return json.loads(json.dumps(identity))
+
+
+def _digest(tree) -> str:
+    """A fingerprint of the arrays and plain values among the arguments; functions and other objects by type."""
+    digest = hashlib.sha256()
+    leaves, structure = jax.tree.flatten(tree)
+    digest.update(str(structure).encode())
+    for leaf in leaves:
+        if isinstance(leaf, str | bytes):
+            digest.update(repr(leaf).encode())
+            continue
+        array = np.asarray(leaf)
+        plain = array.dtype != object
+        digest.update(f"{array.shape}{array.dtype}".encode() if plain else type(leaf).__name__.encode())
+        if plain:
+            digest.update(array.tobytes())
+    return digest.hexdigest()[:16]

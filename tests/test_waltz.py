@@ -1,0 +1,295 @@
+"""The waltz leaves posteriors invariant, reaches them from a guided ensemble, and says where it has not."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from scipy.special import logsumexp
+from scipy.stats import multivariate_normal, norm, poisson
+
+from enkg_ppl import (
+    DiffusionWaltz,
+    GaussianLikelihood,
+    GaussianPrior,
+    InverseProblem,
+    MixturePrior,
+    PoissonLikelihood,
+    guide,
+)
+from enkg_ppl._forward import Evaluator
+from enkg_ppl._refine._noising import Noising, SlopePool
+from enkg_ppl._refine._stationarity import Snapshot, compare, drift_p_value
+
+J, MANY = 512, 8192
+A = np.array([[1.0, 0.5]])
+Y, NOISE = np.array([1.5]), 0.3
+
+
+def apply(A, x):
+    return A @ x
+
+
+LINEAR = InverseProblem(
+    GaussianPrior.standard(2), jax.tree_util.Partial(apply, jnp.asarray(A)), GaussianLikelihood(Y, NOISE)
+)
+COVARIANCE = np.linalg.inv(np.eye(2) + A.T @ A / NOISE**2)
+MEAN = COVARIANCE @ (A.T @ Y) / NOISE**2
+
+
+def errors(draws, mean, covariance):
+    """Whitened means and second moments in standard errors of independent draws."""
+    u = np.linalg.solve(np.linalg.cholesky(covariance), (np.asarray(draws) - mean).T).T
+    n = len(u)
+    return np.concatenate(
+        [u.mean(0) * n**0.5, (np.mean(u**2, axis=0) - 1) * (n / 2) ** 0.5, [np.prod(u, 1).mean() * n**0.5]]
+    )
+
+
+def grid_moments(log_density, low, high, num=401):
+    """Means, standard deviations and P(x0 > 0) of a density on the plane, by summation over a grid."""
+    axis = np.linspace(low, high, num)
+    x = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
+    w = log_density(x)
+    w = np.exp(w - w.max())
+    w /= w.sum()
+    mean = w @ x
+    return mean, np.sqrt(w @ (x - mean) ** 2), w @ (x[:, 0] > 0)
+
+
+def test_noise_that_knows_a_linear_gaussian_likelihood():
+    """Likelihood times density of x_t over N(x_t; x, sigma^2) is free of x, by SciPy's densities."""
+    rng = np.random.default_rng(0)
+    B, gamma, y = rng.standard_normal((3, 5)), np.array([0.5, 1.0, 2.0]), rng.standard_normal(3)
+    noising = Noising.from_slope(B.T, gamma)
+    H = B.T @ np.diag(1 / gamma) @ B
+    sigma = np.full(6, 0.9 / np.linalg.eigvalsh(H)[-1] ** 0.5)
+    x, x_t = rng.standard_normal((6, 5)), np.repeat(rng.standard_normal((1, 5)), 6, axis=0)
+    shift = noising.shift(y - x @ B.T, sigma)
+    P = sigma[0] ** 2 * H
+    np.testing.assert_allclose(shift, (y - x @ B.T) / gamma @ B * sigma[0] ** 2)
+    oracle = [
+        multivariate_normal(a + s, sigma[0] ** 2 * (np.eye(5) - P)).logpdf(b) - norm(a, sigma[0]).logpdf(b).sum()
+        for a, s, b in zip(x, shift, x_t, strict=True)
+    ]
+    ratio = noising.log_density_ratio(x_t, x, shift, sigma)
+    np.testing.assert_allclose(ratio - ratio[0], np.array(oracle) - oracle[0], atol=1e-9)
+    log_likelihood = np.array([multivariate_normal(B @ a, np.diag(gamma)).logpdf(y) for a in x])
+    np.testing.assert_allclose(log_likelihood + ratio, log_likelihood[0] + ratio[0], atol=1e-9)
+
+
+def test_noise_has_the_covariance_that_its_density_says():
+    noising = Noising.from_slope(np.array([[3.0, 0.5], [0.0, 1.0], [0.0, 0.0]]), np.ones(2))
+    normals = np.eye(3)
+    root = noising.noise(normals, np.full(3, 0.7))  # rows: the image of each axis
+    density = np.linalg.inv(root.T @ root)
+    x_t = np.random.default_rng(1).standard_normal((4, 3))
+    zero, sigma = np.zeros((4, 3)), np.full(4, 0.7)
+    quadratic = -0.5 * np.einsum("ni,ij,nj->n", x_t, density, x_t) + 0.5 * np.sum(x_t**2, axis=1) / 0.49
+    np.testing.assert_allclose(noising.log_density_ratio(x_t, zero, zero, sigma), quadratic, atol=1e-9)
+
+
+def test_wild_innovations_give_bounded_shifts():
+    noising = Noising.from_slope(np.eye(3)[:, :2], np.ones(2))
+    shift = noising.shift(np.array([[1e100, 0.0], [0.1, 0.0]]), np.full(2, 0.5))
+    np.testing.assert_allclose(shift[:, 0], [4 * 0.5 * (2 * 0.25) ** 0.5, 0.25 * 0.1])
+
+
+def test_slope_pool_finds_a_linear_map():
+    """Within 5 standard errors of 20,000 pairs; and 30 pairs of unrelated numbers are shrunk to below 3 / sqrt(30)."""
+    rng = np.random.default_rng(0)
+    slope, sigma = np.array([[1.0, 0.0], [-0.5, 2.0], [0.0, 0.3]]), np.full(20_000, 0.1)
+    pool = SlopePool(3, 2)
+    assert np.all(pool.slope() == 0)
+    dx = 2**0.5 * 0.1 * rng.standard_normal((20_000, 3))
+    pool.add(dx, dx @ slope, sigma, 1.0)
+    np.testing.assert_allclose(pool.slope(), slope, atol=5 * 2.5 / 20_000**0.5)
+    pool = SlopePool(3, 2)
+    dx, dg = rng.standard_normal((30, 3)), rng.standard_normal((30, 2))
+    pool.add(2**0.5 * dx, 2**0.5 * dg, np.ones(30), 1.0)
+    assert np.sum(pool.slope() ** 2) < 0.25 * np.sum((dx.T @ dg / 30) ** 2)
+
+
+def test_exact_draws_stay_exact():
+    """Forty steps, no early stop: whitened moments within 4 standard errors of J draws (20 seeds: one miss in 100)."""
+    x = np.random.default_rng(0).multivariate_normal(MEAN, COVARIANCE, MANY)
+    posterior = DiffusionWaltz(max_rounds=4, min_drift_p=0.999).run(jr.key(1), LINEAR, num_particles=MANY, guided=x)
+    assert posterior.stats["num_steps"] == 40
+    assert posterior.stats["correlation"] < 0.15
+    assert np.abs(errors(posterior.draws, MEAN, COVARIANCE)).max() < 4
+    evaluator = Evaluator(LINEAR, 256)
+    np.testing.assert_allclose(posterior.log_likelihood, evaluator.log_likelihood(posterior.draws), rtol=1e-9)
+
+
+def test_from_a_guided_ensemble_with_too_little_spread():
+    guided = 0.4 * guide(jr.key(2), LINEAR, num_particles=J).draws
+    posterior = DiffusionWaltz().run(jr.key(3), LINEAR, num_particles=J, guided=guided)
+    assert np.abs(errors(posterior.draws, MEAN, COVARIANCE)).max() < 4
+    assert posterior.messages == []
+    assert posterior.log_evidence is None
+    assert "TemperedSMC" in posterior.why_no_evidence
+    assert posterior.num_forward_evaluations == J * (1 + posterior.stats["num_steps"])
+    assert abs(posterior.stats["acceptance"] - 0.3) < 0.1
+
+
+def test_a_mixture_prior_with_a_nonlinear_simulator():
+    """Two modes of unequal mass under a curved likelihood: grid moments and mass within 4 standard errors."""
+    weights, means, sd, y, noise = np.array([0.3, 0.7]), np.array([[-1.0, 0.0], [1.0, 0.5]]), 0.6, 1.0, 0.5
+
+    def log_density(x):
+        parts = [np.log(w) + norm(m, sd).logpdf(x).sum(axis=1) for w, m in zip(weights, means, strict=True)]
+        return logsumexp(parts, axis=0) + norm(x[:, 0] ** 2 + x[:, 1], noise).logpdf(y)
+
+    mean, deviation, mass = grid_moments(log_density, -4, 4)
+    problem = InverseProblem(
+        MixturePrior(weights, means, np.full(2, sd**2)),
+        lambda x: x[:1] ** 2 + x[1:],
+        GaussianLikelihood(jnp.array([y]), noise),
+    )
+    posterior = DiffusionWaltz(max_rounds=8, min_drift_p=0.999).run(jr.key(4), problem, num_particles=MANY)
+    assert np.all(np.abs(posterior.mean() - mean) < 4 * deviation / MANY**0.5)
+    # the fourth moment of these densities is below 5 sd^4, so the relative error of the variance is below sqrt(4 / J)
+    assert np.all(np.abs(posterior.sd() ** 2 / deviation**2 - 1) < 4 * (4 / MANY) ** 0.5)
+    assert abs(np.mean(posterior.draws[:, 0] > 0) - mass) < 4 * (mass * (1 - mass) / MANY) ** 0.5
+    assert 0.05 < mass < 0.95
+
+
+def test_poisson_counts():
+    """Counts whose noise depends on the particle, against a grid."""
+    counts, base = np.array([3.0, 0.0, 7.0]), np.array([[1.0, 0.3], [-0.5, 0.8], [0.6, 0.9]])
+
+    def log_density(x):
+        return norm.logpdf(x).sum(axis=1) + poisson(np.exp(1 + x @ base.T)).logpmf(counts).sum(axis=1)
+
+    mean, deviation, _ = grid_moments(log_density, -5, 5)
+    problem = InverseProblem(GaussianPrior.standard(2), lambda x: jnp.exp(1 + base @ x), PoissonLikelihood(counts))
+    posterior = DiffusionWaltz(max_rounds=4, min_drift_p=0.999).run(jr.key(5), problem, num_particles=MANY)
+    assert np.all(np.abs(posterior.mean() - mean) < 4 * deviation / MANY**0.5)
+    assert np.all(np.abs(posterior.sd() ** 2 / deviation**2 - 1) < 4 * (3 / MANY) ** 0.5)
+
+
+def test_fewer_particles_than_dimensions():
+    """64 dimensions, 16 data, 40 particles, from a guided ensemble off by a prior sd: it comes home and says so.
+
+    Mean square of the whitened mean within 5 sd of what 40 draws give, mean variance ratio within 0.25.
+    """
+    rng = np.random.default_rng(6)
+    variances = 1 / (1 + np.arange(64)) ** 1.0
+    B = rng.standard_normal((16, 64))
+    y = B @ (np.sqrt(variances) * rng.standard_normal(64)) + rng.standard_normal(16)
+    covariance = np.linalg.inv(np.diag(1 / variances) + B.T @ B)
+    mean = covariance @ B.T @ y
+    prior = GaussianPrior(jnp.zeros(64), jnp.asarray(variances))
+    problem = InverseProblem(prior, jax.tree_util.Partial(apply, jnp.asarray(B)), GaussianLikelihood(y, 1.0))
+    start = np.sqrt(variances) * (1 + 0.5 * rng.standard_normal((40, 64)))
+    posterior = DiffusionWaltz(max_rounds=60).run(jr.key(7), problem, num_particles=40, guided=start)
+    assert posterior.messages == []
+    u = np.linalg.solve(np.linalg.cholesky(covariance), (np.asarray(posterior.draws) - mean).T).T
+    assert abs(np.mean(u.mean(0) ** 2) * 40 - 1) < 5 * (2 / 64) ** 0.5
+    assert abs(np.mean(u.var(0, ddof=1)) - 1) < 0.25
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [lambda x: jnp.where(x[:1] > 1.2, jnp.nan, x[:1] + 0.5 * x[1:]), lambda x: jnp.exp(300 * x[:1])],
+    ids=["nan", "overflow"],
+)
+def test_failing_simulations_are_rejections(forward):
+    problem = InverseProblem(LINEAR.prior, forward, LINEAR.likelihood)
+    posterior = DiffusionWaltz(max_rounds=2).run(jr.key(8), problem, num_particles=J)
+    assert posterior.stats["num_failed"] > 0
+    assert np.all(np.isfinite(posterior.draws))
+    assert np.all(np.isfinite(posterior.log_likelihood))
+
+
+def test_evaluations_run_out():
+    """Never more than the budget, and a sentence that says what is missing and what to do."""
+    evaluator = Evaluator(LINEAR, 256)
+    evaluator.limit = 5 * J + 100
+    told = []
+    posterior = DiffusionWaltz().run(
+        jr.key(9),
+        LINEAR,
+        num_particles=J,
+        evaluator=evaluator,
+        progress=lambda fraction, words: told.append((fraction, words)),
+    )
+    assert posterior.num_forward_evaluations == 5 * J
+    assert len(posterior.messages) == 1
+    for words in (
+        "after 4 steps",
+        "evaluations ran out",
+        "still remember their start",
+        "raise max_forward_evaluations",
+    ):
+        assert words in posterior.messages[0]
+    assert told[-1] == (1.0, "4 steps")
+    assert "2,560 evaluations" in told[0][1]
+    evaluator.limit = evaluator.count + J - 1
+    with pytest.raises(ValueError, match="needs a forward evaluation for each of its 512 starting .* 511 are left"):
+        DiffusionWaltz().run(jr.key(9), LINEAR, num_particles=J, evaluator=evaluator)
+
+
+def test_rounds_are_over():
+    posterior = DiffusionWaltz(max_rounds=1, steps_per_round=1).run(jr.key(10), LINEAR, num_particles=J)
+    assert "after 1 steps because max_rounds=1 were over" in posterior.messages[0]
+    assert "raise max_rounds" in posterior.messages[0]
+
+
+def test_an_evaluator_for_another_space_is_not_used():
+    other = Evaluator(InverseProblem(GaussianPrior.standard(2), LINEAR.forward, LINEAR.likelihood), 256)
+    other.limit = 3 * J
+    posterior = DiffusionWaltz().run(jr.key(11), LINEAR, num_particles=J, evaluator=other)
+    assert other.count == 0
+    assert posterior.num_forward_evaluations == 3 * J
+
+
+def test_drift_is_found_and_equilibrium_is_not_called_drift():
+    """Correlated pairs in equilibrium: p < 0.05 in at most 12 of 100 (binomial, 3 sd); shifted by 0.4 sd: often."""
+    rng = np.random.default_rng(12)
+    quiet, shifted = [], []
+    for _ in range(100):
+        then = rng.standard_normal((200, 3))
+        now = 0.5 * then + 0.75**0.5 * rng.standard_normal((200, 3))
+        before = Snapshot(then, -np.sum(then**2, axis=1))
+        quiet.append(drift_p_value(rng, before, Snapshot(now, -np.sum(now**2, axis=1))))
+        moved = now + np.array([0.4, 0.0, 0.0])
+        shifted.append(drift_p_value(rng, before, Snapshot(moved, -np.sum(now**2, axis=1))))
+    assert np.sum(np.array(quiet) < 0.05) <= 12
+    assert np.mean(quiet) < 0.6
+    assert np.sum(np.array(shifted) < 0.05) >= 95
+
+
+def test_forgotten_is_told_from_remembered():
+    """Along 30 dimensions, one of which hardly moves: the widest directions find it."""
+    rng = np.random.default_rng(13)
+    x = rng.standard_normal((1000, 30)) * np.linspace(3, 1, 30)
+    fresh = rng.standard_normal((1000, 30)) * np.linspace(3, 1, 30)
+    stuck = np.concatenate([x[:, :1], fresh[:, 1:]], axis=1)
+    noise = [rng.standard_normal(1000) for _ in range(2)]
+    first = Snapshot(x, noise[0])
+    assert compare(rng, [first, Snapshot(fresh, noise[1])], 0.15).good(0.001)
+    verdict = compare(rng, [first, Snapshot(stuck, noise[1])], 0.15)
+    assert verdict.drift_p is None
+    assert verdict.correlation > 0.6
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"max_rounds": 0},
+        {"steps_per_round": 0},
+        {"acceptance": 1.0},
+        {"spread": -0.1},
+        {"max_correlation": 0.0},
+        {"min_drift_p": 1.0},
+    ],
+)
+def test_bad_settings(bad):
+    with pytest.raises(ValueError, match=f"DiffusionWaltz needs .*{next(iter(bad))}"):
+        DiffusionWaltz(**bad)
+
+
+def test_too_few_particles():
+    with pytest.raises(ValueError, match="at least 4 particles.*got num_particles=3"):
+        DiffusionWaltz().run(jr.key(0), LINEAR, num_particles=3)
