@@ -323,9 +323,11 @@ def _collect(model: NumPyroModel, posteriors: list[Posterior], chunk_size, extra
     parts = []
     for posterior in posteriors:
         with raise_host_failure():
-            parts.append(jax.block_until_ready(
-                _look(model.simulator, likelihood, guided, jnp.asarray(posterior.draws), chunk_size)
-            ))
+            parts.append(
+                jax.block_until_ready(
+                    _look(model.simulator, likelihood, guided, jnp.asarray(posterior.draws), chunk_size)
+                )
+            )
         posterior.num_forward_evaluations += posterior.num_particles
     samples, observations, pointwise, log_likelihood, response = jax.tree.map(lambda *a: jnp.stack(a), *parts)
     z = jnp.stack([p.draws for p in posteriors])

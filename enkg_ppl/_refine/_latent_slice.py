@@ -8,10 +8,10 @@ import numpy as np
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._posterior import Posterior
 from enkg_ppl._refine._base import Progress, Refinement, host_rng, standardised
-from enkg_ppl._refine._blocks import block_size, in_blocks
+from enkg_ppl._refine._blocks import block_size
 from enkg_ppl._refine._coordinates import decode_all, encode_all
-from enkg_ppl._refine._linearised import linearised_reference
-from enkg_ppl._refine._mixing import Cycles, mix
+from enkg_ppl._refine._linearised import simulated_reference
+from enkg_ppl._refine._mixing import Cycles, mix, most_components
 from enkg_ppl._refine._moves import Group
 from enkg_ppl._refine._stationarity import Snapshot, drift_p_value
 from enkg_ppl._refine._target import Target
@@ -28,20 +28,16 @@ class LatentSlice(Refinement):
     is the posterior of the simulator linearised by the simulations of the guided flow. It gives no evidence, and
     masses of modes that are far apart stay what the guided flow made them.
 
-    `linearise`: "auto" where half the ensemble has fewer than `PARTICLES_PER_DIM` particles a dimension, True, False.
-    `max_correlation`: see `TemperedSMC`. `max_cycles`: in all.
+    `max_correlation`, `num_components`: see `TemperedSMC`. `max_cycles`: in all.
 
     Sources: Murray, Adams & MacKay (2010); Nishihara, Murray & Adams (2014); see `enkg_ppl._refine._moves`.
     """
 
-    linearise: bool | str = eqx.field(static=True, default="auto")
     max_correlation: float = eqx.field(static=True, default=0.2)
     max_cycles: int = eqx.field(static=True, default=40)
     num_components: int = eqx.field(static=True, default=16)
 
     def __check_init__(self):
-        if self.linearise not in ("auto", True, False):
-            raise ValueError(f"LatentSlice needs linearise as 'auto', True or False; got {self.linearise!r}")
         if self.max_cycles < 2:
             raise ValueError(f"LatentSlice needs max_cycles >= 2, two rounds of one; got {self.max_cycles}")
 
@@ -68,12 +64,13 @@ class LatentSlice(Refinement):
             z = rng.standard_normal((num_particles, problem.dim)).astype(dtype)
         else:
             z = encode_all(problem.prior, guided, evaluate.batch_size)
-        reference = self._reference(evaluate, problem, num_particles)
+        room = most_components(num_particles // 2, problem.dim, self.num_components)
+        reference = simulated_reference(evaluate, problem, room)
         ensemble = Group(z, evaluate.log_likelihood(z))
         target = Target(np.asarray(1.0, dtype), None)
         done, drift_p, settled, mixed, before = 0, 0.0, False, None, None
         while done < self.max_cycles and not settled:
-            cycles = Cycles(self.num_components, self.max_correlation, 1, self.max_cycles - done)
+            cycles = Cycles(self.num_components, room, self.max_correlation, 1, self.max_cycles - done)
             ensemble, mixed = mix(rng, evaluate, target, ensemble, cycles, reference=reference)
             done += mixed.num_cycles
             if before is not None:
@@ -103,21 +100,11 @@ class LatentSlice(Refinement):
                 "correlation": mixed.correlation,
                 "correlation_limit": mixed.limit,
                 "drift_p": drift_p,
-                "reference": "mixtures" if reference is None else "linearised simulator",
                 "num_failed": evaluate.num_failed - num_failed,
             },
             messages=messages,
         )
 
-    def _reference(self, evaluate: Evaluator, problem, num_particles: int):
-        """The linearised posterior where it is asked for and the guided flow left simulations, else None."""
-        few = num_particles // 2 < PARTICLES_PER_DIM * problem.dim
-        if evaluate.simulated is None or not (self.linearise is True or (self.linearise == "auto" and few)):
-            return None
-        x, response = evaluate.simulated
-        return linearised_reference(encode_all(problem.prior, x, evaluate.batch_size), response)
 
-
-# Below this, an ellipse fitted to half the ensemble is noise.
-PARTICLES_PER_DIM = 8
+# Chains are called settled where a drift like theirs would be seen by chance this often.
 LEAST_DRIFT_P = 0.01

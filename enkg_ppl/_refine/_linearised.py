@@ -8,29 +8,43 @@ posterior in closed form (statistical linearisation; Särkkä 2013, Bayesian Fil
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
+from enkg_ppl._forward import Evaluator
 from enkg_ppl._likelihood import Response
+from enkg_ppl._problem import InverseProblem
+from enkg_ppl._refine._coordinates import encode_all
 from enkg_ppl._refine._reference import StudentMixture, gaussian
 from enkg_ppl._types import Ensemble
 
+DF = 25.0
 RIDGES = np.geomspace(1e-6, 1e2, 33)  # times the mean eigenvalue of the Gram matrix
 
 
-def linearised_reference(z: Ensemble, response: Response) -> StudentMixture:
-    """The posterior of the linearised simulator; `z`: shape (pairs, dim), `response`: of the same particles."""
+def linearised_reference(z: Ensemble, response: Response, room: int, dtype) -> StudentMixture | None:
+    """The posterior of the linearised simulator; `z`: shape (pairs, dim), `response`: of the same particles.
+
+    `room`: see `fit`. None where hardly any simulation is usable.
+    """
     z = np.asarray(z, float)
     g, observed, noise = (np.asarray(a, float) for a in (response.prediction, response.observation, response.noise))
     usable = np.isfinite(g).all(axis=1) & np.isfinite(observed).all(axis=1) & np.isfinite(z).all(axis=1)
     z, g, observed, noise = (a[usable] for a in (z, g, observed, noise))
+    if len(z) < 8:
+        return None
     slope, intercept, residual = _ridge(z, g)
     noise = np.median(noise, axis=0) + residual
     scaled = slope / np.sqrt(noise)[:, None]
     precision = np.eye(z.shape[1]) + scaled.T @ scaled
     innovation = (np.median(observed, axis=0) - intercept) / np.sqrt(noise)
     covariance = np.linalg.inv(precision)
-    return gaussian(covariance @ (scaled.T @ innovation), 0.5 * (covariance + covariance.T))
+    mean = covariance @ (scaled.T @ innovation)
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        return None
+    reference = gaussian(mean, 0.5 * (covariance + covariance.T), DF, room)
+    return jax.tree.map(lambda a: a.astype(dtype), reference)
 
 
 def _ridge(z: Float[np.ndarray, "pairs dim"], g: Float[np.ndarray, "pairs m"]):
@@ -54,3 +68,12 @@ def _ridge(z: Float[np.ndarray, "pairs dim"], g: Float[np.ndarray, "pairs m"]):
     _, keep, residual = best
     slope = (vt.T * (keep / np.where(s > 0, s, 1.0))) @ target
     return slope.T, middle - slope.T @ centre, residual
+
+
+def simulated_reference(evaluate: Evaluator, problem: InverseProblem, room: int) -> StudentMixture | None:
+    """From what the guided flow simulated, as the evaluator remembers it; None where there was none."""
+    if evaluate.simulated is None:
+        return None
+    x, response = evaluate.simulated
+    z = encode_all(problem.prior, x, evaluate.batch_size)
+    return linearised_reference(z, response, room, problem.prior.location.dtype)

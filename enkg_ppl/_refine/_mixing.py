@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._refine._moves import Group, jump, slice_move
-from enkg_ppl._refine._reference import Shape, StudentMixture, best_shape, fit
+from enkg_ppl._refine._reference import Shape, StudentMixture, best_shape, fit, mean_log_prob
 from enkg_ppl._refine._target import Target
 from enkg_ppl._types import Ensemble
 
@@ -24,11 +24,12 @@ FRESH_BOUNDS = (0.1, 0.9)
 class Cycles:
     """When to stop, and the reference of the moves.
 
-    `num_components`: of the mixture, at most. `max_correlation`: the largest correlation, over ranks of z, of its distance
+    `num_components`: of the mixture, at most; `room`: for how many there is room. `max_correlation`: the largest correlation, over ranks of z, of its distance
     from the median and of the log likelihood, between the ensemble now and at the start. `least`, `most`: number of cycles.
     """
 
     num_components: int
+    room: int
     max_correlation: float
     least: int
     most: int
@@ -46,13 +47,16 @@ class Mixed:
     out_of_budget: bool
 
 
-def shape_for(rng: np.random.Generator, z: Ensemble, most: int) -> Shape:
-    """Number of components, at most `most`, and degrees of freedom that fit these particles best."""
-    n, d = z.shape
-    # A component wants a few particles a dimension; with fewer, one Gaussian-like ellipse is better.
-    most = max(1, min(most, n // (2 * (d + 1))))
-    sizes = [size for size in SIZES if size <= most]
-    return best_shape(rng, z, [Shape(size, df) for size in sizes for df in DFS], SIZES[-1])
+def most_components(num_particles: int, dim: int, wanted: int = SIZES[-1]) -> int:
+    """Components that this many particles can carry: a few particles a dimension for each, and one in any case."""
+    carried = max(1, min(wanted, num_particles // (2 * (dim + 1))))
+    return max(size for size in SIZES if size <= carried)
+
+
+def best_fit(rng: np.random.Generator, z: Ensemble, most: int, room: int) -> tuple[Shape, float]:
+    """Number of components and degrees of freedom that fit these particles best, and how well (see `best_shape`)."""
+    sizes = [size for size in SIZES if size <= most_components(*z.shape, most)]
+    return best_shape(rng, z, [Shape(size, df) for size in sizes for df in DFS], room)
 
 
 def mix(
@@ -67,7 +71,8 @@ def mix(
 ) -> tuple[Group, Mixed]:
     """Cycles of jumps and a slice on each half in turn, until the starting places are forgotten.
 
-    `reference`: of all moves, in place of mixtures fitted to the other half. `reserve`: evaluations to leave over.
+    `reference`: one that may be better than mixtures fitted to the other half; the better one is used.
+    `reserve`: evaluations to leave over.
     """
     num_particles = len(ensemble.z)
     # Correlations of independent ensembles scatter by 1 / sqrt(J): no use in waiting for less.
@@ -75,7 +80,7 @@ def mix(
     start = features(*ensemble)
     half = num_particles // 2
     halves = [Group(*(a[:half] for a in ensemble)), Group(*(a[half:] for a in ensemble))]
-    references = [_References(cycles.num_components, reference) for _ in halves]
+    references = [_References(cycles, reference) for _ in halves]
     cycle, correlation, fresh_share, out_of_budget = 0, 1.0, 0.5, False
     accepted, tried = np.zeros(2), np.zeros(2)  # of jumps that keep the place, and of fresh ones
     while cycle < cycles.least or (cycle < cycles.most and correlation > limit):
@@ -102,20 +107,22 @@ def mix(
 class _References:
     """The references of one half's moves: one for jumps, and one for slices."""
 
-    def __init__(self, most: int, given: StudentMixture | None):
-        self.most, self.given = most, given
+    def __init__(self, cycles: Cycles, given: StudentMixture | None):
+        self.cycles, self.given = cycles, given
         self.shape: Shape | None = None
 
     def fitted(self, rng, other: Ensemble) -> tuple[StudentMixture, StudentMixture]:
+        if self.shape is None:  # chosen once: it is the fit that follows the other half
+            self.shape, score = best_fit(rng, other, self.cycles.num_components, self.cycles.room)
+            if self.given is not None and mean_log_prob(self.given, other) < score:
+                self.given = None
         if self.given is not None:
             return self.given, self.given
-        if self.shape is None:  # chosen once: it is the fit that follows the other half
-            self.shape = shape_for(rng, other, self.most)
-        close = fit(rng, other, self.shape, SIZES[-1])
+        close = fit(rng, other, self.shape, self.cycles.room)
         if self.shape.df == DFS[0]:
             return close, close
         # Where the reference's tails are thinner than the target's, slices stall: theirs are heavy.
-        return close, fit(rng, other, Shape(self.shape.size, DFS[0]), SIZES[-1])
+        return close, fit(rng, other, Shape(self.shape.size, DFS[0]), self.cycles.room)
 
 
 def features(z: Ensemble, log_likelihood: Float[Array, " particles"]) -> Float[np.ndarray, "particles features"]:

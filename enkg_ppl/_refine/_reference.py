@@ -156,8 +156,8 @@ def fit(rng: np.random.Generator, z: Ensemble, shape: Shape, room: int) -> Stude
     return _fit(_numbers(rng, z, room), z, present, *_as(z.dtype, shape))
 
 
-def best_shape(rng: np.random.Generator, z: Ensemble, shapes: list[Shape], room: int) -> Shape:
-    """The shape whose fit to three quarters of the particles gives the rest the highest density."""
+def best_shape(rng: np.random.Generator, z: Ensemble, shapes: list[Shape], room: int) -> tuple[Shape, float]:
+    """The shape whose fit to three quarters of the particles gives the rest the highest density, and its mean log."""
     z, present = _padded(np.asarray(z))
     train = rng.random(len(z)) < 0.75
     numbers = _numbers(rng, z, room)
@@ -165,7 +165,13 @@ def best_shape(rng: np.random.Generator, z: Ensemble, shapes: list[Shape], room:
     for shape in shapes:
         mixture = _fit(numbers, z, present * train, *_as(z.dtype, shape))
         scores.append(float(_mean_log_prob(mixture, z, present * ~train)))
-    return shapes[int(np.argmax(scores))]
+    best = int(np.argmax(scores))
+    return shapes[best], scores[best]
+
+
+def mean_log_prob(mixture: StudentMixture, z: Ensemble) -> float:
+    """Over the particles z."""
+    return float(_mean_log_prob(mixture, *_padded(np.asarray(z))))
 
 
 def _numbers(rng: np.random.Generator, z: np.ndarray, room: int) -> np.ndarray:
@@ -189,7 +195,9 @@ def inflated(mixture: StudentMixture, factor) -> StudentMixture:
     return _mixture(mixture.log_weights, mixture.means, mixture.chols * factor**0.5, mixture.df)
 
 
-def _spread_centres(numbers: Float[Array, "components particles"], w: Ensemble, present) -> Float[Array, "components dim"]:
+def _spread_centres(
+    numbers: Float[Array, "components particles"], w: Ensemble, present
+) -> Float[Array, "components dim"]:
     """k-means++: each next centre with probability proportional to the squared distance to the nearest so far.
 
     Source: Arthur & Vassilvitskii (2007), section 2.2.
@@ -208,8 +216,11 @@ def _spread_centres(numbers: Float[Array, "components particles"], w: Ensemble, 
     return jax.lax.fori_loop(1, num_components, add, (centres, distance2))[0]
 
 
-def gaussian(mean: Float[np.ndarray, " dim"], covariance: Float[np.ndarray, "dim dim"], df: float = 25.0):
-    """One component: almost a Gaussian."""
-    covariance = covariance + 1e-9 * np.trace(covariance) / len(mean) * np.eye(len(mean))
-    chol = np.linalg.cholesky(covariance)
-    return _mixture(jnp.zeros(1), jnp.asarray(mean)[None], jnp.asarray(chol)[None], jnp.asarray(df, float))
+def gaussian(mean, covariance, df: float, room: int) -> StudentMixture:
+    """One component, close to a Gaussian for a large `df`, with room for more."""
+    d = len(mean)
+    chol = np.linalg.cholesky(covariance + 1e-9 * np.trace(covariance) / d * np.eye(d))
+    others = np.broadcast_to(np.eye(d), (room - 1, d, d))
+    log_weights = np.concatenate([[0.0], np.full(room - 1, -np.inf)])
+    means, chols = np.concatenate([[mean], np.zeros((room - 1, d))]), np.concatenate([[chol], others])
+    return _mixture(jnp.asarray(log_weights), jnp.asarray(means), jnp.asarray(chols), jnp.asarray(df, float))

@@ -6,16 +6,17 @@ import dataclasses
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._posterior import Posterior
 from enkg_ppl._refine._base import Progress, Refinement, host_rng, standardised
 from enkg_ppl._refine._blocks import block_size
 from enkg_ppl._refine._coordinates import decode_all, encode_all
-from enkg_ppl._refine._mixing import SIZES, Cycles, mix, shape_for
+from enkg_ppl._refine._linearised import simulated_reference
+from enkg_ppl._refine._mixing import Cycles, best_fit, mix, most_components
 from enkg_ppl._refine._moves import Group
-from enkg_ppl._refine._reference import fit, inflated
+from enkg_ppl._refine._reference import StudentMixture, fit, inflated, mean_log_prob
 from enkg_ppl._refine._target import Start, Target, log_weights
 from enkg_ppl._types import Ensemble, Key
 
@@ -101,15 +102,22 @@ class TemperedSMC(Refinement):
         count, num_failed = evaluate.count, evaluate.num_failed
         rng = host_rng(key)
         start, stage, runs = None, 0, []
+        room = most_components(num_particles // 2, problem.dim, self.num_components)
+        linearised = simulated_reference(evaluate, problem, room)
         if guided is not None:
-            start = self._start(rng, encode_all(problem.prior, guided, evaluate.batch_size), 0)
+            z = encode_all(problem.prior, guided, evaluate.batch_size)
+            start = self._start(rng, z, 0, linearised, room)
         reserve = RESERVE * num_particles
         scouts = self._scouts(problem.dim)
         if scouts < num_particles and evaluate.remaining >= reserve + RESERVE_SCOUTS * scouts:
             progress(0.0, f"{scouts} scouts")
-            runs.append(self._temper(rng, evaluate, problem, start, 0, scouts, False, reserve, progress))
-            start, stage = self._start(rng, runs[0].ensemble.z, 1), 1
-        runs.append(self._temper(rng, evaluate, problem, start, stage, num_particles, True, 0, progress))
+            runs.append(
+                self._temper(rng, evaluate, problem, start, 0, scouts, False, reserve, linearised, room, progress)
+            )
+            start, stage = self._start(rng, runs[0].ensemble.z, 1, linearised, room), 1
+        runs.append(
+            self._temper(rng, evaluate, problem, start, stage, num_particles, True, 0, linearised, room, progress)
+        )
         last = runs[-1]
         levels = [level for run in runs for level in run.levels]
         x = decode_all(problem.prior, last.ensemble.z, evaluate.batch_size)
@@ -134,12 +142,28 @@ class TemperedSMC(Refinement):
             log_weights=last.log_weights,
         )
 
-    def _start(self, rng, z: Ensemble, stage: int) -> Start:
-        """A mixture that covers an ensemble: guided (stage 0), or scouts (1)."""
-        mixture = fit(rng, z, shape_for(rng, z, self.num_components), SIZES[-1])
+    def _start(self, rng, z: Ensemble, stage: int, linearised: StudentMixture | None, room: int) -> Start:
+        """What covers an ensemble, guided (stage 0) or scouts (1): a mixture, or the linearised posterior if better."""
+        shape, score = best_fit(rng, z, self.num_components, room)
+        if linearised is not None and mean_log_prob(linearised, z) > score:
+            mixture = linearised
+        else:
+            mixture = fit(rng, z, shape, room)
         return Start(inflated(mixture, self.inflation[stage]), self.prior_share[stage])
 
-    def _temper(self, rng, evaluate: Evaluator, problem, start: Start | None, stage: int, n: int, last: bool, reserve, progress
+    def _temper(
+        self,
+        rng,
+        evaluate: Evaluator,
+        problem,
+        start: Start | None,
+        stage: int,
+        n: int,
+        last: bool,
+        reserve,
+        linearised,
+        room,
+        progress,
     ):
         """Temper `n` particles from the start to the posterior; leave `reserve` evaluations."""
         block = evaluate.batch_size
@@ -170,9 +194,13 @@ class TemperedSMC(Refinement):
             chosen = chosen[rng.permutation(n)]  # the halves of the ensemble must not sort the particles
             run.ensemble = Group(*(a[chosen] for a in run.ensemble))
             end = last and beta == 1
-            cycles = Cycles(self.num_components, self.max_correlation[end], self.min_cycles[end], self.max_cycles[end])
+            cycles = Cycles(
+                self.num_components, room, self.max_correlation[end], self.min_cycles[end], self.max_cycles[end]
+            )
             target = Target(np.asarray(beta, dtype), start)
-            run.ensemble, mixed = mix(rng, evaluate, target, run.ensemble, cycles, reserve=reserve)
+            run.ensemble, mixed = mix(
+                rng, evaluate, target, run.ensemble, cycles, reference=linearised, reserve=reserve
+            )
             cost = evaluate.count - before
             level = {"beta": beta, "ess": ess, "num_particles": n, "evaluations": cost}
             run.levels.append(level | dataclasses.asdict(mixed))
