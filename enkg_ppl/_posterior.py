@@ -19,6 +19,7 @@ class Posterior:
     evaluated at the draws. `log_evidence`: nats, or None with the reason in `why_no_evidence`.
     `num_forward_evaluations`: exact count, one per particle per call. `method`: what produced the draws.
     `stats`: numbers for the diagnostics. `messages`: sentences that the user should read.
+    `slope`: the linear map from latent to output that the guided flow learned, where it learns one.
     """
 
     draws: Ensemble
@@ -29,6 +30,7 @@ class Posterior:
     why_no_evidence: str = "the guided flow alone gives no evidence; use a refinement such as TemperedSMC"
     stats: dict[str, Any] = dataclasses.field(default_factory=dict)
     messages: list[str] = dataclasses.field(default_factory=list)
+    slope: Float[Array, "dim m"] | None = None
 
     @property
     def num_particles(self) -> int:

@@ -37,12 +37,16 @@ from enkg_ppl._types import Ensemble, Key, Scalar, Vector
 
 # Particles whose own covariance of p(x0 | x) is held in memory at a time, dim x m numbers each.
 PARTICLES_AT_A_TIME = 16
+# Above twice the prior's widest direction the noise hides everything.
+FIRST_LEVEL = 2.0
 
 
 class KalmanCorrection(Correction):
     """Noise-aware guidance by Kalman updates of conditional draws; the default.
 
     `num_steps`: noise levels of the default schedule; a level costs one forward evaluation a particle.
+    `last_level`: smallest noise level of the default schedule, in units of the prior's widest standard deviation.
+    Where the noise is low, the simulator bends and pairs of draw and output outnumber unknowns, 0.03 is better.
     `memory`: weight of one level's simulations when the next level's slope is fitted, in [0, 1]. Small values follow
     a simulator that bends, large ones average.
     `num_draw_steps`: reverse-SDE steps of a conditional draw, where the prior has none in closed form.
@@ -51,20 +55,22 @@ class KalmanCorrection(Correction):
     """
 
     num_steps: int = eqx.field(static=True, default=20)
+    last_level: float = 0.1
     memory: float = 0.5
     num_draw_steps: int = eqx.field(static=True, default=8)
     max_innovation: float = 4.0
 
     def __check_init__(self):
+        if not 0 < self.last_level < FIRST_LEVEL:
+            raise ValueError(f"KalmanCorrection needs 0 < last_level < {FIRST_LEVEL:g}; got {self.last_level}")
         if not 0 <= self.memory <= 1:
             raise ValueError(f"KalmanCorrection needs 0 <= memory <= 1; got memory={self.memory}")
         if not self.max_innovation > 0:
             raise ValueError(f"KalmanCorrection needs max_innovation > 0; got {self.max_innovation}")
 
     def default_schedule(self, problem: InverseProblem) -> Karras:
-        # Above twice the prior's widest direction the noise hides everything; below a tenth the update is done.
         scale = problem.prior.scale
-        return Karras(self.num_steps, 0.1 * scale, 2.0 * scale)
+        return Karras(self.num_steps, self.last_level * scale, FIRST_LEVEL * scale)
 
     def start(self, key: Key, problem: InverseProblem, num_particles: int, sigma) -> Ensemble:
         return _noised_prior_draws(key, problem.prior, num_particles, sigma)
@@ -76,6 +82,9 @@ class KalmanCorrection(Correction):
 
     def evaluations_per_particle(self, num_steps: int) -> int:
         return num_steps
+
+    def slope(self, memory: Pairs) -> Float[Array, "dim m"]:
+        return memory.slope
 
     def step(self, key, x, level: Level, problem: InverseProblem, respond, memory: Pairs):
         key_draw, key_perturb, key_noise = jr.split(key, 3)
@@ -171,7 +180,7 @@ def _eigh(covariance: Float[Array, "m m"]):
     return jnp.maximum(values, 0.0), vectors
 
 
-def _kalman_shift(CA, values, vectors, innovation: Float[Array, " m"], relative: Scalar, max_innovation: float):
+def _kalman_shift(CA, values, vectors, innovation: Float[Array, " m"], relative: Scalar | float, max_innovation):
     """``C A (A^T C A + S + relative I)^-1 innovation`` for one particle, the innovation bounded."""
     u, variances = vectors.T @ innovation, values + relative
     size = jnp.sqrt(jnp.mean(u**2 / variances))

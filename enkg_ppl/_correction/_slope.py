@@ -16,8 +16,8 @@ from jaxtyping import Array, Float
 
 from enkg_ppl._types import Ensemble
 
-# Fewer pairs than this are not worth throwing away: they span the directions in which draws vary.
-ROWS = 512
+# Pairs are kept until there are this many: on a field of as many unknowns they determine a linear map.
+ROWS = 1024
 # Penalties tried, over the largest eigenvalue of the draws' second moments; the smallest is set by rounding.
 LARGEST_PENALTY, NUM_PENALTIES = 1e2, 17
 
@@ -35,9 +35,7 @@ def no_pairs(num_particles: int, dim: int, m: int, dtype) -> Pairs:
     """Room for the pairs of as many levels as make `ROWS`, two at least; the slope is zero until something is known."""
     levels = max(2, -(-ROWS // num_particles))
     shape = (levels, num_particles)
-    return Pairs(
-        jnp.zeros((*shape, dim), dtype), jnp.zeros((*shape, m), dtype), jnp.zeros(shape, dtype), jnp.zeros((dim, m))
-    )
+    return Pairs(*(jnp.zeros(s, dtype) for s in ((*shape, dim), (*shape, m), shape, (dim, m))))
 
 
 def learn(pairs: Pairs, r: Ensemble, q: Float[Array, "particles m"], weight, forget) -> Pairs:
