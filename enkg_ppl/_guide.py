@@ -50,20 +50,23 @@ def guide(
     levels = (correction.default_schedule(problem) if schedule is None else schedule).levels()
     if progress is None and evaluator is None:
         with raise_host_failure():
-            x = jax.block_until_ready(_guide_scan(key, problem, correction, levels, num_particles, chunk_size))
+            x, slope = jax.block_until_ready(_guide_scan(key, problem, correction, levels, num_particles, chunk_size))
     else:
         evaluator = evaluator or Evaluator(problem, num_particles, chunk_size)
-        x = _guide_host(key, problem, correction, levels, num_particles, evaluator, progress)
+        x, slope = _guide_host(key, problem, correction, levels, num_particles, evaluator, progress)
     num_steps = levels.shape[0] - 1
     return Posterior(
         draws=x,
         num_forward_evaluations=num_particles * correction.evaluations_per_particle(num_steps),
         method=type(correction).__name__,
+        slope=slope,
     )
 
 
 @eqx.filter_jit
-def _guide_scan(key, problem, correction, levels, num_particles, chunk_size) -> Ensemble:
+def _guide_scan(key, problem, correction, levels, num_particles, chunk_size):
+    """The guided ensemble, and the slope learned on the way."""
+
     def respond(x):
         return ensemble_response(problem, x, chunk_size)
 
@@ -71,11 +74,11 @@ def _guide_scan(key, problem, correction, levels, num_particles, chunk_size) -> 
         return advance(carry, index, key, problem, correction, levels, respond), None
 
     carry = begin(key, problem, correction, levels, num_particles)
-    (x, _), _ = jax.lax.scan(body, carry, jnp.arange(levels.shape[0] - 1))
-    return x
+    (x, memory), _ = jax.lax.scan(body, carry, jnp.arange(levels.shape[0] - 1))
+    return x, correction.slope(memory)
 
 
-def _guide_host(key, problem, correction, levels, num_particles, evaluator, progress) -> Ensemble:
+def _guide_host(key, problem, correction, levels, num_particles, evaluator, progress):
     num_steps = levels.shape[0] - 1
     carry = begin(key, problem, correction, levels, num_particles)
     for index in range(num_steps):
@@ -83,7 +86,8 @@ def _guide_host(key, problem, correction, levels, num_particles, evaluator, prog
         carry = advance(carry, jnp.asarray(index), key, problem, correction, levels, evaluator.response)
         if progress is not None:
             progress(index + 1, num_steps)
-    return carry[0]
+    x, memory = carry
+    return x, correction.slope(memory)
 
 
 def begin(key: Key, problem, correction, levels: Vector, num_particles: int) -> tuple[Ensemble, Any]:

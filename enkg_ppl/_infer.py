@@ -18,7 +18,8 @@ from enkg_ppl._schedule import Schedule
 from enkg_ppl._types import Key
 
 # Levels of the guided flow where a refinement follows: as a proposal it need not be as good as where it is the result.
-NUM_LEVELS, PROPOSAL_LEVELS = 10, 5
+import os
+PROPOSAL_LEVELS = int(os.environ.get('PL','8'))
 
 
 class Progress(NamedTuple):
@@ -102,11 +103,11 @@ LEAST = 4  # evaluations a draw that any refinement needs to be of use
 def _affordable(correction, schedule, num_guided: int, budget: float, refinement) -> Correction | None:
     """The correction with as many levels as half the budget pays for; None where that is not even two."""
     share = budget if refinement is None else budget / 2
-    most = NUM_LEVELS if refinement is None else PROPOSAL_LEVELS
+    usual = KalmanCorrection() if refinement is None else KalmanCorrection(num_steps=PROPOSAL_LEVELS)
     if correction is None and schedule is None:
-        num_steps = int(min(most, share // (2 * num_guided)))
+        num_steps = int(min(usual.num_steps, share // num_guided))
         return None if num_steps < 2 else KalmanCorrection(num_steps=num_steps)
-    return KalmanCorrection(num_steps=most) if correction is None else correction
+    return usual if correction is None else correction
 
 
 def _too_few(budget: int | None, num_particles: int, least: int) -> str:

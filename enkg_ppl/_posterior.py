@@ -18,7 +18,9 @@ class Posterior:
     `draws`: shape (particles, dim). `log_likelihood`: shape (particles,) in nats, or None where it was not
     evaluated at the draws. `log_evidence`: nats, or None with the reason in `why_no_evidence`.
     `num_forward_evaluations`: exact count, one per particle per call. `method`: what produced the draws.
-    `log_weights`: of the last resampling, for diagnostics. `stats`: numbers for the diagnostics. `messages`: sentences that the user should read.
+    `log_weights`: of the last resampling, for diagnostics. `slope`: the linear map from latent to output that the
+    guided flow learned, where it learns one. `stats`: numbers for the diagnostics. `messages`: sentences that the
+    user should read.
     """
 
     draws: Ensemble
@@ -30,6 +32,7 @@ class Posterior:
     log_weights: Float[Array, " particles"] | None = None
     stats: dict[str, Any] = dataclasses.field(default_factory=dict)
     messages: list[str] = dataclasses.field(default_factory=list)
+    slope: Float[Array, "dim m"] | None = None
 
     @property
     def num_particles(self) -> int:

@@ -15,7 +15,7 @@ from enkg_ppl import (
     PoissonLikelihood,
     guide,
 )
-from enkg_ppl._correction._kalman import _ensemble_space_shift, _kalman_shift
+from enkg_ppl._correction._kalman import _eigh, _kalman_shift
 from enkg_ppl._flow import Flow
 
 DIM, DATA, NOISE, PARTICLES = 10, 5, 0.1, 1024
@@ -105,14 +105,18 @@ def test_poisson_counts():
     assert 0.8 < posterior.sd()[0] / sd < 1.25
 
 
-def test_ensemble_space_is_the_same_formula():
-    """More data than particles: the J x J solve gives what the m x m one gives."""
-    keys = jr.split(jr.key(6), 4)
-    r, q = jr.normal(keys[0], (7, 3)), 3 * jr.normal(keys[1], (7, 12))
-    gamma, innovation = jnp.exp(jr.normal(keys[2], (12,))), 5 * jr.normal(keys[3], (7, 12))
-    for bound in (1.5, 100.0):
-        dense = _kalman_shift(r.T @ q / 7, q.T @ q / 7, gamma, innovation, bound)
-        np.testing.assert_allclose(_ensemble_space_shift(r, q, 7, gamma, innovation, bound), dense, rtol=1e-9)
+def test_the_shift_is_the_textbook_formula():
+    """Each particle's own noise variance in its own gain, and a bound that only shortens."""
+    keys = jr.split(jr.key(6), 3)
+    half, CA, b = jr.normal(keys[0], (12, 5)), jr.normal(keys[1], (3, 12)), 5 * jr.normal(keys[2], (12,))
+    covariance = half @ half.T
+    for relative in (0.5, 1.0, 4.0):
+        total = covariance + relative * jnp.eye(12)
+        expected = CA @ jnp.linalg.solve(total, b)
+        size = (b @ jnp.linalg.solve(total, b) / 12) ** 0.5
+        free, bound = (_kalman_shift(CA, *_eigh(covariance), b, relative, limit) for limit in (1e3, 1.5))
+        np.testing.assert_allclose(free, expected, rtol=1e-9)
+        np.testing.assert_allclose(bound, expected * min(1.5 / size, 1.0), rtol=1e-9)
 
 
 def test_more_data_than_particles():
@@ -135,7 +139,7 @@ def test_particles_must_be_two():
             guide(jr.key(0), problem, num_particles=num_particles)
 
 
-@pytest.mark.parametrize("bad", [{"memory": 1.0}, {"max_innovation": 0.0}])
+@pytest.mark.parametrize("bad", [{"last_level": 2.0}, {"memory": 1.5}, {"max_innovation": 0.0}])
 def test_bad_settings(bad):
     with pytest.raises(ValueError, match=f"KalmanCorrection needs .*{next(iter(bad))}"):
         KalmanCorrection(**bad)

@@ -6,7 +6,7 @@ import abc
 from typing import Any, NamedTuple
 
 import equinox as eqx
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from enkg_ppl._forward import Respond
 from enkg_ppl._problem import InverseProblem
@@ -24,7 +24,7 @@ class Level(NamedTuple):
 
 
 class Correction(eqx.Module):
-    """One step of the guided flow. A new correction implements the five methods below.
+    """One step of the guided flow. A new correction implements the five abstract methods below.
 
     `step` is traced inside `lax.scan`, or called level by level from the host: what is costly to compile should be
     jitted within it, apart from `respond`, so that it is compiled once for all simulators.
@@ -51,3 +51,7 @@ class Correction(eqx.Module):
     @abc.abstractmethod
     def evaluations_per_particle(self, num_steps: int) -> int:
         """Exact number of forward evaluations a particle in a run of `num_steps` levels."""
+
+    def slope(self, memory: Any) -> Float[Array, "dim m"] | None:
+        """The linear map from latent to output learned on the way, None where there is none."""
+        return None

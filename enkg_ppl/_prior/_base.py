@@ -50,6 +50,11 @@ class Prior(eqx.Module):
         return None
 
     @property
+    def has_affine_denoiser(self) -> bool:
+        """Whether `denoise` is affine in x, so that its derivative is the same everywhere: true of Gaussian priors."""
+        return False
+
+    @property
     def has_transport(self) -> bool:
         """Whether `decode` and `encode` are closed forms; where not, the probability flow takes their place."""
         return False

@@ -107,6 +107,10 @@ class GaussianPrior(Prior):
         return self.decode(jr.normal(key, self.mean.shape, self.mean.dtype))
 
     @property
+    def has_affine_denoiser(self) -> bool:
+        return True
+
+    @property
     def has_transport(self) -> bool:
         return True
 

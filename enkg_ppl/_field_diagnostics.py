@@ -1,0 +1,112 @@
+"""Is a guided ensemble the posterior that its own slope implies? Checks for particles fewer than unknowns.
+
+In a linear-Gaussian problem with slope A the posterior covariance of ``A^T x`` is known from the prior's:
+``P = C_gg (C_gg + Gamma)^-1 Gamma`` with ``C_gg = A^T C A``, and that of x itself is
+``C - C A (C_gg + Gamma)^-1 A^T C``. Averaged over data sets and draws, chi-square per datum is 1 exactly, of which the
+spread of the draws makes ``tr(P Gamma^-1) / m``. An ensemble in which these do not hold is not that posterior; a
+simulator that the slope does not explain is not that problem.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import gammainc, gammaincc
+from jax.typing import ArrayLike
+
+from enkg_ppl._correction._slope import ridge
+
+# Spread of the draws over what the slope implies, as variances. Sampling and a slope that bends move it by a third.
+TOO_NARROW, TOO_WIDE = 0.5, 2.0
+# Output variance over the draws that the slope leaves unexplained, in units of the noise variance.
+UNEXPLAINED = 0.2
+# Chance of a chi-square this far out, at either end, where everything is right.
+TAIL = 1e-5
+
+
+class EnsembleCheck(NamedTuple):
+    """What `check_ensemble` found; each figure is 1 (`unexplained`: 0) where the posterior is linear-Gaussian.
+
+    `chi2_per_datum`: mean of (observation - prediction)^2 / noise. `chi2_tail`: chance of one as far from 1.
+    `data_spread`: variance of the predictions over what the slope implies, in units of the noise, summed over data.
+    `latent_spread`: total variance of the draws over what the slope and the prior imply.
+    `unexplained`: output variance that the slope leaves, over the noise variance, mean over the data.
+    """
+
+    chi2_per_datum: float
+    chi2_tail: float
+    data_spread: float
+    latent_spread: float
+    unexplained: float
+
+    def warnings(self) -> list[str]:
+        """A sentence with a remedy for every figure beyond its threshold."""
+        found = []
+        if not np.isfinite(self.chi2_per_datum) or (self.chi2_tail < TAIL and self.chi2_per_datum > 1):
+            found.append(
+                f"the draws miss the data by more than the noise allows (chi-square per datum {self.chi2_per_datum:.3g}"
+                ", where 1 is due): the run has not converged or the model cannot explain the data; use a refinement"
+            )
+        elif self.chi2_tail < TAIL:
+            found.append(
+                f"the draws follow the data more closely than the noise allows (chi-square per datum "
+                f"{self.chi2_per_datum:.3g}, where 1 is due): the ensemble has collapsed, or the noise is overstated"
+            )
+        for name, ratio in (("predictions", self.data_spread), ("draws", self.latent_spread)):
+            if ratio < TOO_NARROW:
+                found.append(
+                    f"the {name} vary too little (variance {ratio:.2g} of what noise and prior ask for): the ensemble "
+                    "has collapsed; use the default correction, or a refinement"
+                )
+            elif ratio > TOO_WIDE:
+                found.append(
+                    f"the {name} vary too much (variance {ratio:.2g} times what noise and prior ask for): the guided "
+                    "flow has not converged; use more noise levels, or a refinement"
+                )
+        if self.unexplained > UNEXPLAINED:
+            found.append(
+                f"the simulator bends within the posterior (a straight line leaves {self.unexplained:.2g} noise "
+                "variances of its output unexplained): the guided draws are approximate; use a refinement"
+            )
+        return found
+
+
+def check_ensemble(
+    x: ArrayLike,
+    prediction: ArrayLike,
+    observation: ArrayLike,
+    noise: ArrayLike,
+    prior_draws: ArrayLike,
+    slope: ArrayLike | None = None,
+) -> EnsembleCheck:
+    """Compare an equally weighted ensemble with the linear-Gaussian posterior of its slope.
+
+    `x`: the draws, shape (particles, dim). `prediction`, `observation`, `noise`: their working responses, noise as
+    variances, shape (particles, m). `prior_draws`: latents drawn from the prior, a few hundred at least, shape
+    (draws, dim); they cost no simulation. `slope`: shape (dim, m), the flow's own (`Posterior.slope`), which has seen
+    all levels; without it one is fitted to these draws, which tells little where they are fewer than unknowns.
+    Particles whose simulation is not finite make every figure NaN or infinite, and so a warning.
+    """
+    x, prediction, observation, noise, draws = (
+        np.asarray(a, float) for a in (x, prediction, observation, noise, prior_draws)
+    )
+    m = prediction.shape[1]
+    chi2 = float(np.mean((observation - prediction) ** 2 / noise))
+    if not (np.isfinite(chi2) and np.isfinite(x).all()):
+        return EnsembleCheck(np.inf, 0.0, np.nan, np.nan, np.inf)
+    tail = float(min(gammainc(m / 2, chi2 * m / 2), gammaincc(m / 2, chi2 * m / 2)))
+    root = np.sqrt(np.median(noise, axis=0))
+    r, q, draws = (a - a.mean(axis=0) for a in (x, prediction / root, draws))
+    A = np.asarray(ridge(jnp.asarray(r), jnp.asarray(q))) if slope is None else np.asarray(slope, float) / root
+    n, explained = len(x) - 1, r @ A
+    unexplained = float(np.mean(np.sum((q - explained) ** 2, axis=0) / n))
+    g = draws @ A
+    C_gg, C_xg = g.T @ g / (len(draws) - 1), draws.T @ g / (len(draws) - 1)
+    total = C_gg + (1 + unexplained) * np.eye(m)
+    implied_data = (1 + unexplained) * np.trace(np.linalg.solve(total, C_gg))
+    implied_latent = np.sum(draws**2) / (len(draws) - 1) - np.sum(C_xg.T * np.linalg.solve(total, C_xg.T))
+    data_spread = np.sum(explained**2) / n / implied_data if implied_data > 0 else 1.0
+    latent_spread = np.sum(r**2) / n / implied_latent
+    return EnsembleCheck(chi2, tail, float(data_spread), float(latent_spread), unexplained)
