@@ -18,8 +18,7 @@ from enkg_ppl._schedule import Schedule
 from enkg_ppl._types import Key
 
 # Levels of the guided flow where a refinement follows: as a proposal it need not be as good as where it is the result.
-import os
-PROPOSAL_LEVELS = int(os.environ.get('PL','8'))
+PROPOSAL_LEVELS = 8
 
 
 class Progress(NamedTuple):

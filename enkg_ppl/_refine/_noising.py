@@ -60,6 +60,8 @@ class Noising:
     @classmethod
     def from_slope(cls, slope: Float[np.ndarray, "dim m"], gamma: Float[np.ndarray, " m"]) -> Noising:
         """From the transposed slope of the simulator and the variances of the data."""
+        if slope.size == 0:
+            return cls.plain(*slope.shape)
         sd = np.sqrt(gamma)
         directions, slopes, outputs = np.linalg.svd(slope / sd, full_matrices=False)
         rank = min(int(np.sum(slopes > 1e-6 * max(slopes[0], np.finfo(float).tiny))), MAX_DIRECTIONS)

@@ -146,10 +146,8 @@ class TemperedSMC(Refinement):
         """What covers an ensemble, guided (stage 0) or scouts (1): a mixture, or the linearised posterior if better."""
         shape, score = best_fit(rng, z, self.num_components, room)
         if linearised is not None and mean_log_prob(linearised, z) > score:
-            mixture = linearised
-        else:
-            mixture = fit(rng, z, shape, room)
-        return Start(inflated(mixture, self.inflation[stage]), self.prior_share[stage])
+            return Start(inflated(linearised, self.inflation[1]), self.prior_share[stage])
+        return Start(inflated(fit(rng, z, shape, room), self.inflation[stage]), self.prior_share[stage])
 
     def _temper(
         self,

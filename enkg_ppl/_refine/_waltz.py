@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -22,6 +23,8 @@ from enkg_ppl._refine._noising import Noising, SlopePool
 from enkg_ppl._refine._stationarity import Snapshot, compare
 from enkg_ppl._types import Ensemble, Key
 
+Simulate = Callable[[Ensemble], tuple[Float[np.ndarray, " particles"], Response]]
+
 # The first step tries noise levels between these shares of the prior's widest standard deviation, in so many classes.
 SEARCH = (1e-3, 1.0)
 NUM_CLASSES = 8
@@ -29,6 +32,8 @@ NUM_CLASSES = 8
 ADAPTATION = 2.0
 # Log ratios below this: the simulator out there says nothing about its slope here.
 HOPELESS = -100.0
+# At this many of the prior's widest standard deviations a denoised particle has forgotten itself.
+MAX_LEVEL = 10.0
 # Innovations beyond this overflow when they are squared.
 LARGEST = 1e100
 
@@ -112,7 +117,7 @@ class DiffusionWaltz(Refinement):
         evaluate = _evaluator(problem, num_particles, evaluator)
         count, num_failed = evaluate.count, evaluate.num_failed
         rng = host_rng(key)
-        waltz = _Waltz(self, rng, problem, evaluate, _start(rng, problem, num_particles, guided, evaluate))
+        waltz = _Waltz(self, rng, problem, evaluate, num_particles, guided)
         snapshots = [waltz.snapshot()]
         verdict, out_of_budget = None, False
         for round_ in range(self.max_rounds):
@@ -167,10 +172,25 @@ class DiffusionWaltz(Refinement):
 class _Waltz:
     """The dance itself: both halves, the noise level and its adaptation."""
 
-    def __init__(self, settings: DiffusionWaltz, rng, problem: InverseProblem, evaluate: Evaluator, start):
-        x, log_likelihood, response = start
-        self.settings, self.rng, self.evaluate = settings, rng, evaluate
-        self.prior = problem.prior
+    def __init__(
+        self,
+        settings: DiffusionWaltz,
+        rng: np.random.Generator,
+        problem: InverseProblem,
+        evaluate: Evaluator,
+        num_particles: int,
+        guided: Ensemble | None,
+    ):
+        self.settings, self.rng = settings, rng
+        self.prior, self.block = problem.prior, evaluate.batch_size
+        self.simulate = _simulator(problem, evaluate)
+        x = _start(rng, problem.prior, num_particles, guided, self.block)
+        if evaluate.remaining < num_particles:
+            raise ValueError(
+                f"DiffusionWaltz needs a forward evaluation for each of its {num_particles} starting particles; "
+                f"{evaluate.remaining} are left: raise max_forward_evaluations, or use fewer particles"
+            )
+        x, log_likelihood, response = _usable(rng, x, *self.simulate(x))
         self.scale = float(problem.prior.scale)
         self.num_steps, self.acceptances = 0, []
         self.sigma = SEARCH[1] * self.scale
@@ -208,6 +228,7 @@ class _Waltz:
         else:
             gain = ADAPTATION / self.num_steps**0.5
             self.sigma *= float(np.exp(gain * (chance.mean() - self.settings.acceptance)))
+            self.sigma = min(self.sigma, MAX_LEVEL * self.scale)
         self.num_steps += 1
         self.acceptances.append(float(chance.mean()))
 
@@ -221,14 +242,12 @@ class _Waltz:
         """Noise, denoise, correct; returns the probabilities of acceptance."""
         x, noising = np.asarray(half.x, float), half.noising
         shift = noising.shift(_innovation(half.response), sigma)
-        x_t = x + shift + noising.noise(self.rng.standard_normal(x.shape), sigma)
+        dtype = half.x.dtype
+        x_t = (x + shift + noising.noise(self.rng.standard_normal(x.shape), sigma)).astype(dtype)
         seeds = self.rng.integers(0, 2**32, len(x), dtype=np.uint32)
         steps = self.settings.num_draw_steps
-        dtype = half.x.dtype
-        proposal = in_blocks(
-            _denoise, self.evaluate.batch_size, (self.prior, steps), x_t.astype(dtype), sigma.astype(dtype), seeds
-        )
-        log_likelihood, response = self.evaluate.log_likelihood_and_response(proposal)
+        proposal = in_blocks(_denoise, self.block, (self.prior, steps), x_t, sigma.astype(dtype), seeds)
+        log_likelihood, response = self.simulate(proposal)
         new = np.asarray(proposal, float)
         log_ratio = log_likelihood - half.log_likelihood
         log_ratio += noising.log_density_ratio(x_t, new, noising.shift(_innovation(response), sigma), sigma)
@@ -265,37 +284,48 @@ def _evaluator(problem: InverseProblem, num_particles: int, evaluator: Evaluator
     return own
 
 
-def _start(rng: np.random.Generator, problem: InverseProblem, num_particles: int, guided, evaluate: Evaluator):
-    """The guided ensemble, or prior draws, and what the simulator makes of it."""
-    if evaluate.remaining < num_particles:
-        raise ValueError(
-            f"DiffusionWaltz needs a forward evaluation for each of its {num_particles} starting particles; "
-            f"{evaluate.remaining} are left: raise max_forward_evaluations, or use fewer particles"
-        )
+def _start(rng: np.random.Generator, prior: Prior, num_particles: int, guided, block: int) -> Ensemble:
+    """The guided ensemble, or prior draws."""
     if guided is None:
         seeds = rng.integers(0, 2**32, num_particles, dtype=np.uint32)
-        x = in_blocks(_prior_draws, evaluate.batch_size, (problem.prior,), seeds)
-    else:
-        # The halves must not sort the particles; too few are repeated, too many left out.
-        x = np.asarray(guided)[np.resize(rng.permutation(len(guided)), num_particles)]
-    log_likelihood, response = evaluate.log_likelihood_and_response(x)
+        return in_blocks(_prior_draws, block, (prior,), seeds)
+    # The halves must not sort the particles; too few are repeated, too many left out.
+    return np.asarray(guided)[np.resize(rng.permutation(len(guided)), num_particles)]
+
+
+def _usable(rng: np.random.Generator, x: Ensemble, log_likelihood, response: Response):
+    """The particles, those where the simulation failed at the places of others: there they would wait for a way out."""
     usable = np.flatnonzero(np.isfinite(log_likelihood))
     if len(usable) == 0:
         raise ValueError(
-            f"the likelihood is zero or not finite at all {num_particles} starting particles: check the "
+            f"the likelihood is zero or not finite at all {len(x)} starting particles: check the "
             "simulator and the data, widen the observation noise, or use more particles"
         )
-    # A particle where the simulation failed would wait there for a way out: it starts at another one's place.
-    places = np.arange(num_particles)
+    places = np.arange(len(x))
     lost = ~np.isfinite(log_likelihood)
     places[lost] = rng.choice(usable, int(lost.sum()))
     return x[places], log_likelihood[places], jax.tree.map(lambda a: a[places], response)
 
 
+def _simulator(problem: InverseProblem, evaluate: Evaluator) -> Simulate:
+    """Log likelihoods and working responses; responses without data where the likelihood offers none."""
+    one = jax.ShapeDtypeStruct((problem.dim,), problem.prior.location.dtype)
+    try:
+        jax.eval_shape(lambda x: problem.likelihood.response(problem.forward(x)), one)
+    except TypeError:
+
+        def plain(x: Ensemble):
+            none = np.zeros((len(x), 0))
+            return evaluate.log_likelihood(x), Response(none, none, none)
+
+        return plain
+    return evaluate.log_likelihood_and_response
+
+
 def _innovation(response: Response) -> Float[np.ndarray, "particles m"]:
     innovation = np.asarray(response.observation, float) - np.asarray(response.prediction, float)
     innovation = np.clip(innovation, -LARGEST, LARGEST)
-    return np.where(np.all(np.isfinite(innovation), axis=1, keepdims=True), innovation, 0.0)
+    return np.where(np.isnan(innovation), 0.0, innovation)
 
 
 def _typical_noise(noise: Float[np.ndarray, "particles m"]) -> Float[np.ndarray, " m"]:
