@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 from jax.scipy.special import gammaincc
 
+from enkg_ppl._agreement import Agreement, agreement
+from enkg_ppl._field_diagnostics import EnsembleCheck
 from enkg_ppl._posterior import Posterior
+from enkg_ppl._weights import pareto_khat
 
 
 class Diagnostics(dict[str, Any]):
@@ -31,12 +34,30 @@ class Diagnostics(dict[str, Any]):
 # Averaged over data and posterior, chi-square per datum is 1 where model and posterior are right, with at most the
 # scatter of a chi-square variable with one degree of freedom a datum. Less likely than this is a sign.
 TAIL = 1e-5
+# Above this k-hat an average under importance weights may be wrong by any amount (Vehtari et al. 2024).
+LARGEST_KHAT = 0.7
+# Draws that are different points, as a share; resampling repeats some, and moves must part them again.
+LEAST_DISTINCT = 0.5
+# R-hat of independent draws exceeds 1 by about 1 / J for each ensemble; the usual limit holds from 1,200 particles on.
+LARGEST_R_HAT, R_HAT_TIMES_PARTICLES = 1.01, 12.0
+# Simulations that fail, as a share.
+LARGEST_FAILED = 0.05
+# Chance that ensembles of one posterior share their particles among the modes as unequally.
+LEAST_BALANCE_P = 1e-4
 
 
 def diagnose(
-    posteriors: list[Posterior], chi2_per_datum: float | None, num_data: int, ratio: float | None = None
+    posteriors: list[Posterior],
+    chi2_per_datum: float | None,
+    num_data: int,
+    log_likelihood: np.ndarray,
+    checks: list[EnsembleCheck] | None = None,
 ) -> Diagnostics:
-    """Look over one run: one posterior an ensemble, its misfit, and its `spread_ratio` where nothing made it exact."""
+    """Look over one run.
+
+    `posteriors`: one an ensemble. `chi2_per_datum`: misfit, where the data have a working response. `log_likelihood`:
+    shape (ensembles, particles). `checks`: of guided ensembles that nothing made exact.
+    """
     first = posteriors[0]
     result = Diagnostics(
         method=first.method,
@@ -47,21 +68,85 @@ def diagnose(
     result.update({name: value for name, value in first.stats.items() if name != "levels"})
     warnings = [sentence for p in posteriors for sentence in p.messages]
     warnings += _correlation_warning(posteriors) + _failure_warning(posteriors)
-    if not all(np.all(np.isfinite(np.asarray(p.draws))) for p in posteriors):
+    draws = [np.asarray(p.draws) for p in posteriors]
+    finite = all(np.isfinite(a).all() for a in draws)
+    if not finite:
         warnings.append("some draws are not finite: the guided flow diverged; use the default refine='auto'")
-    if chi2_per_datum is not None:
+    else:
+        result["effective_rank"] = effective_rank(draws[0])
+        result["distinct_draws"] = share = min(distinct_share(a) for a in draws)
+        warnings += _distinct_warning(share)
+    khats = [pareto_khat(p.log_weights) for p in posteriors if p.log_weights is not None]
+    if khats:
+        result["pareto_khat"] = khat = max(khats)
+        warnings += _khat_warning(khat)
+    if checks:
+        check = checks[0]
+        result.update({name: value for name, value in check._asdict().items() if name != "chi2_tail"})
+        warnings += check.warnings()
+    elif chi2_per_datum is not None:
         result["chi2_per_datum"] = chi2_per_datum
         warnings += _misfit_warning(chi2_per_datum, num_data)
-    if ratio is not None:
-        result["spread_ratio"] = ratio
-        warnings += _collapse_warning(ratio)
-    result["warnings"] = warnings
+    if len(posteriors) > 1 and finite:
+        found = agreement(np.random.default_rng(0), np.stack(draws), log_likelihood)
+        result.update(r_hat=found.r_hat, ess_across_ensembles=found.ess, num_modes=found.num_modes)
+        result["mode_balance_p"] = found.balance_p
+        warnings += _agreement_warnings(found, len(posteriors), first.num_particles)
+    result["warnings"] = list(dict.fromkeys(warnings))
     return result
+
+
+def effective_rank(z: np.ndarray) -> float:
+    """Directions in which an ensemble spreads: ``(sum v)^2 / sum v^2`` over the eigenvalues of its covariance.
+
+    At most the smaller of unknowns and particles less one; 1 where all particles lie on a line.
+    """
+    v = np.linalg.svd(np.asarray(z, float) - z.mean(axis=0), compute_uv=False) ** 2
+    total = v.sum()
+    return float(total**2 / (v**2).sum()) if total > 0 else 0.0
+
+
+def distinct_share(z: np.ndarray) -> float:
+    """Share of the draws that are different points."""
+    return len(np.unique(z, axis=0)) / len(z)
+
+
+def _distinct_warning(share: float) -> list[str]:
+    if share >= LEAST_DISTINCT:
+        return []
+    return [
+        f"only {share:.0%} of the draws are different points, so they say less than their number: raise "
+        "max_forward_evaluations, or num_particles"
+    ]
+
+
+def _khat_warning(khat: float) -> list[str]:
+    if not khat > LARGEST_KHAT:
+        return []
+    return [
+        f"the last importance weights have a heavy tail (k-hat {khat:.2f}, above {LARGEST_KHAT}): the log evidence "
+        "and shares of far modes may be off; raise num_particles, or TemperedSMC(num_scouts=...)"
+    ]
+
+
+def _agreement_warnings(found: Agreement, num_ensembles: int, num_particles: int) -> list[str]:
+    warnings = []
+    limit = max(LARGEST_R_HAT, 1 + R_HAT_TIMES_PARTICLES / num_particles)
+    if found.r_hat > limit:
+        warnings.append(
+            f"the {num_ensembles} ensembles disagree (R-hat {found.r_hat:.3f}, above {limit:.3f}): raise num_particles"
+        )
+    if found.balance_p < LEAST_BALANCE_P:
+        warnings.append(
+            f"the ensembles divide their particles differently among {found.num_modes} modes (p-value "
+            f"{found.balance_p:.1g}): the masses of modes are uncertain; raise num_particles"
+        )
+    return warnings
 
 
 def _correlation_warning(posteriors: list[Posterior]) -> list[str]:
     worst = max(p.stats.get("correlation", 0.0) - p.stats.get("correlation_limit", 1.0) for p in posteriors)
-    if worst <= 0:
+    if worst <= 0 or any(p.messages for p in posteriors):
         return []
     correlation = max(p.stats["correlation"] for p in posteriors)
     return [
@@ -73,10 +158,10 @@ def _correlation_warning(posteriors: list[Posterior]) -> list[str]:
 def _failure_warning(posteriors: list[Posterior]) -> list[str]:
     failed = sum(p.stats.get("num_failed", 0) for p in posteriors)
     total = sum(p.num_forward_evaluations for p in posteriors)
-    if failed <= 0.05 * total:
+    if failed <= LARGEST_FAILED * total:
         return []
     return [
-        f"{failed:,} of {total:,} simulations gave a likelihood of zero or NaN: check the simulator at extreme "
+        f"{failed:,} of {total:,} simulations failed (NaN or infinite likelihood): check the simulator at extreme "
         "parameters, or narrow the prior"
     ]
 
@@ -89,32 +174,3 @@ def _misfit_warning(chi2_per_datum: float, num_data: int) -> list[str]:
             "1 is due): the model cannot explain the data, or the run has not converged; raise num_particles"
         ]
     return []
-
-
-def spread_ratio(z: np.ndarray, g: np.ndarray, noise: np.ndarray) -> float | None:
-    """Smallest variance of an ensemble over what a linear-Gaussian posterior would have there; 1 where it is right.
-
-    `z`: shape (particles, dim), prior N(0, I). `g`, `noise`: predictions and noise variances, shape (particles, data).
-    The slope A of g on z is the ensemble's own; the posterior's precision would be ``I + A^T Gamma^-1 A``, and the
-    smallest eigenvalue of its product with the sampled covariance is returned. None where particles are too few.
-    """
-    n, d = z.shape
-    if n < 4 * d or not (np.isfinite(z).all() and np.isfinite(g).all()):
-        return None
-    z, g = (np.asarray(a, float) - np.mean(a, axis=0, dtype=float) for a in (z, g))
-    slope = np.linalg.lstsq(z, g, rcond=None)[0]  # (dim, data)
-    precision = np.eye(d) + (slope / np.median(noise, axis=0)) @ slope.T
-    return float(np.linalg.eigvals(z.T @ z / n @ precision).real.min())
-
-
-# Sampling alone takes the ratio down to (1 - sqrt(d / n))^2 >= 1/4 at 4 particles a dimension.
-COLLAPSED = 0.1
-
-
-def _collapse_warning(ratio: float | None) -> list[str]:
-    if ratio is None or ratio >= COLLAPSED:
-        return []
-    return [
-        f"the ensemble has collapsed (its variance is {ratio:.2g} of what the noise level asks for in some direction): "
-        "use the default correction, and refine='auto'"
-    ]

@@ -46,9 +46,7 @@ def _simulate(forward, x: Ensemble) -> EnsembleOutput:
 
 @eqx.filter_jit
 def _log_likelihood(likelihood: Likelihood, g: EnsembleOutput) -> Float[Array, " particles"]:
-    log_likelihood = jax.vmap(likelihood.log_prob)(g)
-    # A simulator that fails (NaN) or overflows gives its parameters no chance, rather than ending the run.
-    return jnp.where(jnp.isfinite(log_likelihood), log_likelihood, -jnp.inf)
+    return jax.vmap(likelihood.log_prob)(g)
 
 
 @eqx.filter_jit
@@ -122,15 +120,21 @@ class Evaluator:
 
     def log_likelihood(self, x: Ensemble) -> Float[np.ndarray, " particles"]:
         """Log likelihood of every particle; -inf where the simulation failed."""
-        result = self._evaluate(x, _log_likelihood)
-        self.num_failed += int(np.isneginf(result).sum())
-        return result
+        return self._without_failures(self._evaluate(x, _log_likelihood))
 
     def log_likelihood_and_response(self, x: Ensemble) -> tuple[Float[np.ndarray, " particles"], Response]:
         """Both from one evaluation a particle."""
         log_likelihood, response = self._evaluate(x, _both)
-        self.num_failed += int(np.isneginf(log_likelihood).sum())
-        return log_likelihood, response
+        return self._without_failures(log_likelihood), response
+
+    def _without_failures(self, log_likelihood: Float[np.ndarray, " particles"]):
+        """A simulator that fails (NaN) or overflows gives its parameters no chance, rather than ending the run.
+
+        A likelihood of zero is no failure.
+        """
+        failed = np.isnan(log_likelihood) | np.isposinf(log_likelihood)
+        self.num_failed += int(failed.sum())
+        return np.where(failed, -np.inf, log_likelihood)
 
     def _evaluate(self, x: Ensemble, finish):
         """Simulate, and `finish(likelihood, outputs)`, in batches put together by NumPy."""
@@ -140,11 +144,11 @@ class Evaluator:
             while start < len(x):
                 left = len(x) - start
                 size = next((size for size in self._sizes if size >= left), self._sizes[-1])
-                rows = np.arange(start, start + size)
+                rows, kept = np.arange(start, start + size), min(size, left)
                 batch = jnp.asarray(x[np.minimum(rows, len(x) - 1)])  # filled up with the last particle
                 with only_rows(rows < len(x)) if self._on_host else nullcontext():
                     outputs = _simulate(self.problem.forward, batch)
                     part = jax.device_get(finish(self.problem.likelihood, outputs))
-                parts.append(jax.tree.map(lambda a, k=min(size, left): a[:k], part))
+                parts.append(jax.tree.map(lambda a, k=kept: a[:k], part))
                 start += size
         return jax.tree.map(lambda *pieces: np.concatenate(pieces), *parts)

@@ -96,7 +96,7 @@ def test_a_failing_ensemble_names_its_first_member():
     def fn(theta):
         raise OSError("disk full")
 
-    with pytest.raises(BlackBoxError, match=r"fn raised OSError: disk full, for an ensemble of 16 whose first"):
+    with pytest.raises(BlackBoxError, match=r"fn raised OSError: disk full, for an ensemble of 8 whose first"):
         run(blackbox(fn, (2,), vectorized=True))
 
 
@@ -119,7 +119,7 @@ def test_bad_results(fn, words):
 
 
 def test_missing_particle_axis():
-    with pytest.raises(BlackBoxError, match=r"returned shape \(2,\) where \(16, 2\) is due, one leading axis"):
+    with pytest.raises(BlackBoxError, match=r"returned shape \(2,\) where \(8, 2\) is due, one leading axis"):
         run(blackbox(lambda theta: np.zeros(2), (2,), vectorized=True))
 
 

@@ -26,21 +26,50 @@ SIMULATORS = {
 
 
 @pytest.mark.parametrize("name", SIMULATORS)
-@pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 1.0])
-def test_wanted_rows(name, share):
+@pytest.mark.parametrize("rows", [1, 7, 11, 21])
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_any_number_of_rows(name, rows, chunk_size):
     forward = SIMULATORS[name]
     problem = InverseProblem(GaussianPrior.standard(2), forward, LIKELIHOOD)
-    evaluate = Evaluator(problem, batch_size=11)
-    wanted = np.arange(21) < share * 21
+    evaluate = Evaluator(problem, batch_size=11, chunk_size=chunk_size)
     calls = getattr(forward, "num_calls", 0)
-    found = np.asarray(evaluate.log_likelihood(X, wanted))
     reference = np.sin(np.sin(np.sin(X))) if name == "jax-with-loops" else np.sin(X)
-    expected = [LIKELIHOOD.log_prob(g) for g in reference]
-    np.testing.assert_allclose(found[wanted], np.array(expected)[wanted], rtol=1e-12)
-    assert np.all(np.isneginf(found[~wanted]))
-    assert evaluate.count == wanted.sum()
+    expected = [LIKELIHOOD.log_prob(g) for g in reference[:rows]]
+    log_likelihood, response = evaluate.log_likelihood_and_response(X[:rows])
+    np.testing.assert_allclose(log_likelihood, expected, rtol=1e-12)
+    np.testing.assert_allclose(response.prediction, reference[:rows], rtol=1e-12)
+    np.testing.assert_allclose(evaluate.log_likelihood(X[:rows]), expected, rtol=1e-12)
+    assert evaluate.count == 2 * rows
     if name.startswith("host"):
-        assert forward.num_calls - calls == wanted.sum()
+        assert forward.num_calls - calls == 2 * rows
+
+
+def test_what_the_guided_flow_simulated_is_kept():
+    problem = InverseProblem(GaussianPrior.standard(2), jnp.sin, LIKELIHOOD)
+    evaluate = Evaluator(problem, batch_size=11)
+    assert evaluate.simulated is None
+    evaluate.response(X[:5])
+    evaluate.response(X[5:])
+    x, response = evaluate.simulated
+    np.testing.assert_array_equal(x, X)
+    np.testing.assert_allclose(response.prediction, np.sin(X), rtol=1e-12)
+
+
+def test_the_budget_goes_with_the_coordinates():
+    evaluate = Evaluator(InverseProblem(GaussianPrior.standard(2), jnp.sin, LIKELIHOOD), batch_size=11)
+    assert evaluate.remaining == float("inf")
+    evaluate.limit = 30
+    evaluate.log_likelihood(X)
+    assert evaluate.remaining == 9
+    other = evaluate.handed_to(InverseProblem(GaussianPrior.standard(2), jnp.cos, LIKELIHOOD))
+    assert other.remaining == 9
+    assert evaluate.handed_to(evaluate.problem) is evaluate
+
+
+def test_bad_chunks():
+    problem = InverseProblem(GaussianPrior.standard(2), jnp.sin, LIKELIHOOD)
+    with pytest.raises(ValueError, match="chunk_size must be at least 1 particle.*got 0"):
+        Evaluator(problem, 11, chunk_size=0)
 
 
 def test_not_a_number_is_no_chance():
@@ -51,3 +80,14 @@ def test_not_a_number_is_no_chance():
     assert bad.any()
     np.testing.assert_array_equal(np.isneginf(found), bad)
     assert evaluate.num_failed == bad.sum()
+
+
+def test_a_likelihood_of_zero_is_no_failure():
+    class HardEdge(GaussianLikelihood):
+        def log_prob(self, g):
+            return jnp.where(g[0] > 0, 0.0, -jnp.inf)
+
+    evaluate = Evaluator(InverseProblem(GaussianPrior.standard(2), jnp.sin, HardEdge(jnp.zeros(2), 1.0)), 21)
+    found = evaluate.log_likelihood(X)
+    np.testing.assert_array_equal(np.isneginf(found), np.sin(X[:, 0]) <= 0)
+    assert evaluate.num_failed == 0

@@ -48,7 +48,7 @@ def test_sites_and_layout():
 def test_likelihood_is_numpyros():
     """Log joint of NumPyro minus its latent part, at the values that z stands for."""
     problem = MODEL.problem()
-    values, _ = MODEL.replay(Z)
+    values, _ = MODEL.simulator.replay(Z)
     latents = {site.name: values[site.name] for site in MODEL.sites}
     joint, trace = log_density(hierarchical, ARGS, {}, latents)
     latent = sum(trace[name]["fn"].log_prob(trace[name]["value"]).sum() for name in latents)
@@ -58,7 +58,7 @@ def test_likelihood_is_numpyros():
 def test_prior_is_numpyros():
     """10,000 values from z ~ N(0, I) have the hierarchy's moments: theta's quartiles against NumPyro's own draws."""
     z = jr.normal(jr.key(1), (10_000, MODEL.dim))
-    mine = jax.jit(jax.vmap(lambda z: MODEL.replay(z)[0]["theta"][0]))(z)
+    mine = jax.jit(jax.vmap(lambda z: MODEL.simulator.replay(z)[0]["theta"][0]))(z)
     theirs = numpyro.infer.Predictive(hierarchical, num_samples=10_000)(jr.key(2), X)["theta"][:, 0]
     quartiles = [np.quantile(a, [0.25, 0.5, 0.75]) for a in (mine, theirs)]
     np.testing.assert_allclose(*quartiles, atol=0.35)  # standard errors 0.09, 0.07, 0.09
@@ -73,7 +73,7 @@ def test_score_is_autodiff_in_the_distributions_parameters():
     """Normal and Poisson by hand, within the pytree that the model's distributions are."""
     problem = MODEL.problem()
     score = problem.likelihood.score(problem.forward(Z))
-    values, _ = MODEL.replay(Z)
+    values, _ = MODEL.simulator.replay(Z)
     mean = jnp.repeat(values["theta"], 2)
     np.testing.assert_allclose(score["y"].fn.loc, (Y - mean) / 0.25, rtol=1e-9)
     np.testing.assert_allclose(score["counts"].fn.rate, ARGS[2] / values["rate"] - 1, rtol=1e-9)
@@ -81,7 +81,7 @@ def test_score_is_autodiff_in_the_distributions_parameters():
 
 def test_response_of_each_site():
     problem = MODEL.problem()
-    values, _ = MODEL.replay(Z)
+    values, _ = MODEL.simulator.replay(Z)
     response = problem.likelihood.response(problem.forward(Z))
     np.testing.assert_allclose(response.prediction, np.r_[np.repeat(values["theta"], 2), values["rate"]], rtol=1e-9)
     np.testing.assert_allclose(response.observation, np.r_[Y, ARGS[2]], rtol=1e-12)

@@ -7,12 +7,25 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal, multivariate_t
 
-from enkg_ppl import GaussianLikelihood, GaussianPrior, InverseProblem, MixturePrior, TemperedSMC, guide
+from enkg_ppl import (
+    GaussianLikelihood,
+    GaussianPrior,
+    InverseProblem,
+    LatentSlice,
+    MixturePrior,
+    TemperedSMC,
+    blackbox,
+    guide,
+    infer,
+)
 from enkg_ppl._forward import Evaluator
-from enkg_ppl._refine._moves import Group, Start, Target, jump, slice_move
-from enkg_ppl._refine._reference import fit, inflated
+from enkg_ppl._refine._linearised import linearised_reference
+from enkg_ppl._refine._moves import Group, jump, slice_move
+from enkg_ppl._refine._reference import Shape, best_shape, fit, gaussian, inflated, mean_log_prob
+from enkg_ppl._refine._target import Start, Target
 
 J, DIM = 512, 2
+ROOM = 4  # components that the kernels have room for
 MANY = 65_536  # exact draws to start from: a small bias of a move must show
 A = jnp.array([[1.0, 0.5]])
 Y, NOISE = jnp.array([1.5]), 0.3
@@ -27,14 +40,14 @@ def exact():
     """Draws from the exact posterior of `LINEAR`, with their likelihoods."""
     z = jnp.asarray(np.random.default_rng(0).multivariate_normal(MEAN, COVARIANCE, MANY))
     evaluator = Evaluator(LINEAR, MANY)
-    return Group(z, evaluator.log_likelihood(z))
+    return Group(np.asarray(z), evaluator.log_likelihood(z))
 
 
 @pytest.fixture(scope="module")
 def reference():
     """A mixture fitted to other points than the posterior's, so that moves have something to correct."""
     z = jr.normal(jr.key(7), (J, DIM)) * jnp.array([[0.7, 1.0]]) + jnp.array([[1.0, 0.3]])
-    return fit(jr.key(8), z, 3)
+    return fit(np.random.default_rng(8), z, Shape(3, 5.0), ROOM)
 
 
 def test_mixture_density_is_scipys(reference):
@@ -42,31 +55,78 @@ def test_mixture_density_is_scipys(reference):
     parts = [
         np.exp(log_weight) * multivariate_t(mean, chol @ chol.T, df=5).pdf(point)
         for log_weight, mean, chol in zip(
-            *(np.asarray(a) for a in (reference.log_weights, reference.means, reference.chols)), strict=True
+            *(np.asarray(a)[:3] for a in (reference.log_weights, reference.means, reference.chols)), strict=True
         )
     ]
     np.testing.assert_allclose(reference.log_prob(jnp.asarray(point)), np.log(sum(parts)), rtol=1e-9)
     np.testing.assert_allclose(np.exp(reference.log_weights).sum(), 1.0, rtol=1e-9)
     wider = inflated(reference, 4.0)
     np.testing.assert_allclose(wider.chols, 2 * reference.chols)
-    np.testing.assert_allclose(wider.whiteners @ wider.chols, np.broadcast_to(np.eye(DIM), (3, DIM, DIM)), atol=1e-9)
+    np.testing.assert_allclose(wider.whiteners @ wider.chols, np.broadcast_to(np.eye(DIM), (ROOM, DIM, DIM)), atol=1e-9)
 
 
 def test_mixture_finds_separated_groups():
     centres = np.array([[-4.0, 0.0], [4.0, 1.0], [0.0, 6.0]])
     z = jnp.asarray(np.repeat(centres, 100, axis=0)) + 0.3 * jr.normal(jr.key(1), (300, DIM))
-    fitted = fit(jr.key(2), z, 3)
-    gaps = np.linalg.norm(np.asarray(fitted.means)[:, None] - centres[None], axis=-1)
+    fitted = fit(np.random.default_rng(2), z, Shape(3, 5.0), ROOM)
+    gaps = np.linalg.norm(np.asarray(fitted.means)[:3, None] - centres[None], axis=-1)
     assert np.all(gaps.min(axis=0) < 0.15)
-    np.testing.assert_allclose(np.exp(fitted.log_weights), 1 / 3, atol=0.02)
+    np.testing.assert_allclose(np.exp(fitted.log_weights), [1 / 3, 1 / 3, 1 / 3, 0], atol=0.02)
+
+
+def test_the_shape_is_that_of_the_particles():
+    """One Gaussian, two groups, heavy tails: each wants its own number of components and degrees of freedom."""
+    rng = np.random.default_rng(5)
+    shapes = [Shape(size, df) for size in (1, 2, 4) for df in (5.0, 25.0)]
+    normal = rng.standard_normal((400, DIM))
+    groups = normal + np.where(rng.random((400, 1)) < 0.5, 6.0, -6.0)
+    heavy = normal / np.sqrt(rng.chisquare(3, (400, 1)) / 3)
+    assert best_shape(rng, normal, shapes, ROOM)[0] == Shape(1, 25.0)
+    assert best_shape(rng, groups, shapes, ROOM)[0].size >= 2
+    assert best_shape(rng, heavy, shapes, ROOM)[0] == Shape(1, 5.0)
+
+
+def test_rows_that_fill_up_do_not_count():
+    """300 particles are filled up to 512: the fit is of the 300 all the same."""
+    z = np.random.default_rng(1).standard_normal((300, DIM)) + 3.0
+    fitted = fit(np.random.default_rng(2), z, Shape(1, 25.0), ROOM)
+    np.testing.assert_allclose(fitted.means[0], z.mean(axis=0), atol=0.05)
+
+
+def test_linearised_posterior_is_the_exact_one_where_the_simulator_is_linear():
+    z = np.random.default_rng(3).standard_normal((50, DIM)) + 1.0
+    response = jax.vmap(LINEAR.likelihood.response)(jax.vmap(LINEAR.forward)(z))
+    reference = linearised_reference(z, response, ROOM, z.dtype)
+    np.testing.assert_allclose(reference.means[0], MEAN, atol=1e-3)
+    np.testing.assert_allclose(reference.chols[0] @ reference.chols[0].T, COVARIANCE, atol=1e-3)
+    np.testing.assert_array_equal(np.exp(reference.log_weights), [1, 0, 0, 0])
+    failed = response._replace(prediction=response.prediction.at[5:].set(jnp.nan))
+    assert linearised_reference(z, failed, ROOM, z.dtype) is None
+
+
+def test_what_the_slope_leaves_unexplained_widens_the_linearised_posterior():
+    """y = x0 + sin(5 x1): the sine is noise to a straight line, of variance about 1/2."""
+    z = np.random.default_rng(4).standard_normal((400, DIM))
+    problem = InverseProblem(LINEAR.prior, lambda x: x[:1] + jnp.sin(5 * x[1:]), GaussianLikelihood(Y, 0.1))
+    response = jax.vmap(problem.likelihood.response)(jax.vmap(problem.forward)(z))
+    reference = linearised_reference(z, response, ROOM, z.dtype)
+    variance = (reference.chols[0] @ reference.chols[0].T)[0, 0]
+    assert abs(variance - 0.51 / 1.51) < 0.05  # 0.01 / 1.01 without the residual
+
+
+def test_the_better_of_two_references_is_told():
+    z = np.random.default_rng(6).standard_normal((200, DIM))
+    right, wrong = (gaussian(np.full(DIM, mean), np.eye(DIM), 25.0, ROOM) for mean in (0.0, 2.0))
+    assert mean_log_prob(right, z) > mean_log_prob(wrong, z) + 1
 
 
 def test_mixture_of_repeated_points_is_finite():
-    fitted = fit(jr.key(0), jnp.ones((20, DIM)), 2)
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(fitted))
+    fitted = fit(np.random.default_rng(0), np.ones((20, DIM)), Shape(2, 5.0), ROOM)
+    assert np.all(np.isfinite(fitted.log_prob(jnp.ones(DIM))))
+    assert np.all(np.isfinite(fitted.chols))
 
 
-@pytest.mark.parametrize("move", ["jump", "slice"])
+@pytest.mark.parametrize("move", ["jump", "fresh-jump", "slice"])
 def test_moves_leave_the_posterior_invariant(move, exact, reference):
     """Exact draws stay exact: after five moves mean and variance within 4 standard errors; and they did move.
 
@@ -75,11 +135,12 @@ def test_moves_leave_the_posterior_invariant(move, exact, reference):
     group, target = exact, Target(jnp.asarray(1.0), None)
     evaluator = Evaluator(LINEAR, MANY)
     for i in range(5):
-        if move == "jump":
-            group, share = jump(jr.key(i), evaluator, target, reference, group)
-            assert 0.05 < share < 0.95
+        rng = np.random.default_rng(i)
+        if move == "slice":
+            group = slice_move(rng, evaluator, target, reference, group)
         else:
-            group = slice_move(jr.key(i), evaluator, target, reference, group)
+            group, moved = jump(rng, evaluator, target, reference, group, np.full(MANY, move == "fresh-jump"))
+            assert 0.05 < moved.mean() < 0.95
     sd = np.sqrt(np.diag(COVARIANCE))
     assert np.all(np.abs(group.z.mean(0) - MEAN) < 4 * sd / MANY**0.5)
     assert np.all(np.abs(np.asarray(group.z).var(0) / sd**2 - 1) < 4 * (2 / MANY) ** 0.5)
@@ -88,10 +149,12 @@ def test_moves_leave_the_posterior_invariant(move, exact, reference):
 
 
 @pytest.mark.parametrize("guided", [False, True], ids=["from-prior", "from-guided"])
-def test_linear_gaussian_posterior_and_evidence(guided):
+@pytest.mark.parametrize("num_scouts", [None, 256], ids=["alone", "after-scouts"])
+def test_linear_gaussian_posterior_and_evidence(guided, num_scouts):
     """Mean and variance within 4.5 standard errors of J draws; evidence within 0.25 nats (20 seeds: sd 0.05)."""
     ensemble = guide(jr.key(1), LINEAR, num_particles=J).draws if guided else None
-    posterior = TemperedSMC().run(jr.key(2), LINEAR, num_particles=J, guided=ensemble)
+    posterior = TemperedSMC(num_scouts=num_scouts).run(jr.key(2), LINEAR, num_particles=J, guided=ensemble)
+    assert {level["num_particles"] for level in posterior.stats["levels"]} == ({J, 256} if num_scouts else {J})
     sd = np.sqrt(np.diag(COVARIANCE))
     assert np.all(np.abs(posterior.mean() - MEAN) < 4.5 * sd / J**0.5)
     assert np.all(np.abs(posterior.sd() ** 2 / sd**2 - 1) < 4.5 * (2 / J) ** 0.5)
@@ -123,6 +186,69 @@ def test_a_mixture_prior_is_sampled_through_its_flow():
     assert abs(np.mean(np.asarray(posterior.draws)[:, 0] > 0) - 0.5) < 5 * 0.5 / 128**0.5
 
 
+def test_latent_slice_reaches_the_posterior():
+    """From a guided ensemble that is off on purpose: mean and variance within 4.5 standard errors of J draws."""
+    z = np.random.default_rng(7).standard_normal((J, DIM)) * 0.3 + 1.0
+    posterior = LatentSlice().run(jr.key(7), LINEAR, num_particles=J, guided=z)
+    sd = np.sqrt(np.diag(COVARIANCE))
+    assert not posterior.messages
+    assert np.all(np.abs(posterior.mean() - MEAN) < 4.5 * sd / J**0.5)
+    assert np.all(np.abs(posterior.sd() ** 2 / sd**2 - 1) < 4.5 * (2 / J) ** 0.5)
+    assert posterior.log_evidence is None
+    assert "use TemperedSMC" in posterior.why_no_evidence
+
+
+def test_latent_slice_in_more_dimensions_than_particles():
+    """100 unknowns, 48 particles, 10 data: by the linearised simulator, which costs 20 evaluations a particle."""
+    rng = np.random.default_rng(0)
+    B = jnp.asarray(rng.standard_normal((10, 100))) / 10
+    y = jnp.asarray(B @ rng.standard_normal(100) + 0.3 * rng.standard_normal(10))
+    problem = InverseProblem(GaussianPrior.standard(100), lambda x: B @ x, GaussianLikelihood(y, 0.3))
+    posterior = infer(jr.key(1), problem, num_particles=48)
+    assert posterior.method == "KalmanCorrection + LatentSlice"
+    assert "too few for TemperedSMC" in posterior.stats["refinement"]
+    covariance = np.linalg.inv(np.eye(100) + B.T @ B / 0.09)
+    mean = covariance @ np.asarray(B.T @ y) / 0.09
+    # B x is what the data tell about: in its directions the mean has a standard error of sd / sqrt(48).
+    seen, sd = np.asarray(B @ (posterior.mean() - mean)), np.sqrt(np.diag(B @ covariance @ B.T))
+    assert np.all(np.abs(seen) < 4.5 * sd / 48**0.5)
+    assert abs(np.asarray(posterior.draws).var(axis=0).sum() / np.trace(covariance) - 1) < 4.5 * (2 / 48 / 90) ** 0.5
+
+
+@pytest.mark.parametrize("per_particle", [5, 8, 12])
+def test_a_budget_is_never_exceeded(per_particle):
+    """And what it cut short is told; enough of it changes nothing."""
+    calls = []
+    simulate = blackbox(lambda x: calls.append(len(x)) or np.tanh(3 * x[:, :1]), (1,), vectorized=True)
+    problem = InverseProblem(LINEAR.prior, simulate, GaussianLikelihood(jnp.array([0.9]), 0.01))
+    posterior = infer(jr.key(3), problem, num_particles=64, max_forward_evaluations=64 * per_particle)
+    assert sum(calls) == posterior.num_forward_evaluations <= 64 * per_particle
+    assert np.isfinite(np.asarray(posterior.draws)).all()
+    assert any("the budget of forward evaluations ended" in sentence for sentence in posterior.messages)
+
+
+def test_a_budget_that_suffices_changes_nothing():
+    free, bounded = (
+        infer(jr.key(4), LINEAR, num_particles=64, max_forward_evaluations=budget) for budget in (None, 64 * 1000)
+    )
+    np.testing.assert_array_equal(free.draws, bounded.draws)
+    assert not bounded.messages
+
+
+def test_a_hopeless_budget_is_refused():
+    with pytest.raises(ValueError, match="max_forward_evaluations=100 is too few for num_particles=64: allow at least"):
+        infer(jr.key(4), LINEAR, num_particles=64, max_forward_evaluations=100)
+    with pytest.raises(ValueError, match="nothing to do"):
+        infer(jr.key(4), LINEAR, num_particles=64, refine=None, guided=False)
+
+
+def test_start_is_stratified(reference):
+    """Each component gets its share of the particles to the nearest one or two, not to sampling noise."""
+    far = gaussian(np.full(DIM, 50.0), np.eye(DIM), 25.0, ROOM)
+    z = Start(far, 0.25).sample(np.random.default_rng(0), 400, 64)
+    assert abs((z[:, 0] > 25).sum() - 300) <= 1
+
+
 def test_start_is_normalised_and_covers_the_prior(reference):
     start = Start(reference, 0.2)
     grid = np.linspace(-12, 12, 241)
@@ -148,9 +274,10 @@ def test_zero_likelihood_regions_are_left():
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        ({"target_ess": 1.0}, "0 < target_ess < 1; got target_ess=1.0"),
+        ({"target_ess": (1.0, 0.2)}, r"0 < target_ess < 1, two of them; got target_ess=.1.0, 0.2"),
         ({"num_components": 0}, "num_components >= 1"),
-        ({"prior_share": 0.0}, "0 < prior_share < 1"),
+        ({"prior_share": (0.2, 0.0)}, "0 < prior_share < 1"),
+        ({"num_scouts": 3}, "num_scouts >= 4; got 3"),
     ],
 )
 def test_bad_settings(bad, words):

@@ -19,7 +19,8 @@ from numpyro.infer import MCMC
 
 from enkg_ppl._blackbox import raise_host_failure
 from enkg_ppl._correction import Correction
-from enkg_ppl._diagnostics import Diagnostics, diagnose, spread_ratio
+from enkg_ppl._diagnostics import Diagnostics, diagnose
+from enkg_ppl._field_diagnostics import check_ensemble
 from enkg_ppl._forward import Evaluator, ensemble_forward
 from enkg_ppl._infer import LEAST, Progress, infer
 from enkg_ppl._numpyro._model import ModelError, NumPyroModel, Observation, Simulator
@@ -31,6 +32,7 @@ from enkg_ppl._refine import Refinement
 from enkg_ppl._refine._blocks import block_size
 from enkg_ppl._schedule import Schedule
 
+NUM_PRIOR_DRAWS = 1024  # that the spread of a guided ensemble is compared with; they cost no simulation
 SEED_PRIOR, SEED_PREDICTIVE = 0, 1  # of what `to_arviz` draws on request
 
 
@@ -49,7 +51,8 @@ class EnKG(MCMC):
     large for this many particles, `LatentSlice` (`diagnostics()` says which and why); a refinement such
     as `TemperedSMC(...)` does so with your settings; None returns the guided ensemble as it is.
     `max_forward_evaluations`: of the simulator, for the whole run; never exceeded, and a warning says where it cut
-    the run short. `progress_bar`: show one. `chunk_size`: particles simulated at a time, to bound memory (default: all).
+    the run short. `progress_bar`: show one.
+    `chunk_size`: particles simulated at a time, to bound memory (default: all).
 
     Source: Zheng et al., arXiv 2409.20175 (guidance); see `TemperedSMC` for the refinement.
     """
@@ -336,10 +339,14 @@ def _collect(model: NumPyroModel, posteriors: list[Posterior], chunk_size, extra
     if "log_likelihood" in extra_fields:
         fields["log_likelihood"] = log_likelihood
     chi2, num_data = _misfit(response)
-    ratio = None
-    if response is not None and posteriors[0].log_likelihood is None:  # the guided ensemble alone
-        ratio = spread_ratio(*(np.asarray(a[0]) for a in (z, response.prediction, response.noise)))
-    diagnostics = diagnose(posteriors, chi2, num_data, ratio)
+    checks = None
+    if response is not None and posteriors[0].log_likelihood is None:  # the guided ensembles alone
+        prior_draws = np.random.default_rng(0).standard_normal((NUM_PRIOR_DRAWS, model.dim))
+        checks = [
+            check_ensemble(posterior.draws, *(np.asarray(a[i]) for a in response), prior_draws, posterior.slope)
+            for i, posterior in enumerate(posteriors)
+        ]
+    diagnostics = diagnose(posteriors, chi2, num_data, np.asarray(log_likelihood), checks)
     for name, why in model.unguided.items():
         diagnostics[f"unguided '{name}'"] = f"left to the refinement: {why}"
     evidences = [p.log_evidence for p in posteriors if p.log_evidence is not None]

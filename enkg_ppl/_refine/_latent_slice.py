@@ -85,7 +85,8 @@ class LatentSlice(Refinement):
             what = "the budget of forward evaluations" if done < self.max_cycles else f"{self.max_cycles} cycles"
             messages = [
                 f"the chains of LatentSlice had not settled after {what} (p-value of no drift "
-                f"{drift_p:.2g}, correlation {mixed.correlation:.2f}): raise max_forward_evaluations or LatentSlice(max_cycles=...)"
+                f"{drift_p:.2g}, correlation {mixed.correlation:.2f}): raise max_forward_evaluations, or "
+                f"pass refine=LatentSlice(max_cycles={2 * self.max_cycles})"
             ]
         return Posterior(
             draws=decode_all(problem.prior, ensemble.z, evaluate.batch_size),

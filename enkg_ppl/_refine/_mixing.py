@@ -16,6 +16,7 @@ from enkg_ppl._types import Ensemble
 # Mixtures that are tried: components, and degrees of freedom.
 NUM_JUMPS = 2  # of each particle in a cycle, before its slice move
 SIZES, DFS = (1, 2, 4, 8, 16), (5.0, 25.0)
+USELESS = 0.02  # acceptance of jumps below which there are no more of them
 # A jump draws a fresh place as often as such jumps were accepted lately, within these bounds.
 FRESH_BOUNDS = (0.1, 0.9)
 
@@ -24,8 +25,9 @@ FRESH_BOUNDS = (0.1, 0.9)
 class Cycles:
     """When to stop, and the reference of the moves.
 
-    `num_components`: of the mixture, at most; `room`: for how many there is room. `max_correlation`: the largest correlation, over ranks of z, of its distance
-    from the median and of the log likelihood, between the ensemble now and at the start. `least`, `most`: number of cycles.
+    `num_components`: of the mixture, at most; `room`: for how many there is room. `max_correlation`: the largest, over
+    ranks of z, of its distance from the median and of the log likelihood, between the ensemble now and at the start.
+    `least`, `most`: number of cycles.
     """
 
     num_components: int
@@ -81,13 +83,13 @@ def mix(
     half = num_particles // 2
     halves = [Group(*(a[:half] for a in ensemble)), Group(*(a[half:] for a in ensemble))]
     references = [_References(cycles, reference) for _ in halves]
-    cycle, correlation, fresh_share, out_of_budget = 0, 1.0, 0.5, False
+    cycle, correlation, fresh_share, num_jumps, out_of_budget = 0, 1.0, 0.5, NUM_JUMPS, False
     accepted, tried = np.zeros(2), np.zeros(2)  # of jumps that keep the place, and of fresh ones
     while cycle < cycles.least or (cycle < cycles.most and correlation > limit):
         before = evaluate.count
         for k in (0, 1):
             close, heavy = references[k].fitted(rng, halves[1 - k].z)
-            for _ in range(NUM_JUMPS):
+            for _ in range(num_jumps):
                 fresh = rng.random(len(halves[k].z)) < fresh_share
                 halves[k], moved = jump(rng, evaluate, target, close, halves[k], fresh)
                 accepted += [moved[~fresh].sum(), moved[fresh].sum()]
@@ -95,13 +97,15 @@ def mix(
             halves[k] = slice_move(rng, evaluate, target, heavy, halves[k])
         cycle += 1
         fresh_share = float(np.clip(2 * accepted[1] / max(tried[1], 1), *FRESH_BOUNDS))
+        if np.all(accepted < USELESS * tried):
+            num_jumps = 0  # in many dimensions only slices get anywhere
         ensemble = Group(*(np.concatenate(pair) for pair in zip(*halves, strict=True)))
         correlation = largest_correlation(start, features(*ensemble))
         out_of_budget = evaluate.remaining - reserve < 1.2 * (evaluate.count - before)
         if out_of_budget:
             break
     kept, fresh = accepted / np.maximum(tried, 1)
-    return ensemble, Mixed(cycle, correlation, limit, kept, fresh, out_of_budget and correlation > limit)
+    return ensemble, Mixed(cycle, correlation, limit, float(kept), float(fresh), out_of_budget and correlation > limit)
 
 
 class _References:

@@ -19,9 +19,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import Array, Float
-
-from enkg_ppl._types import Ensemble
+from jaxtyping import Float
 
 # Largest eigenvalue of P: at 1 there would be no noise left along it.
 MAX_SHARE = 0.95
@@ -35,7 +33,8 @@ RIDGE = 0.3
 # Directions that are kept, the best determined first: an ensemble does not tell more of them apart.
 MAX_DIRECTIONS = 256
 
-Innovation = Float[Array, "particles m"]
+Points = Float[np.ndarray, "particles dim"]
+Innovation = Float[np.ndarray, "particles m"]
 Levels = Float[np.ndarray, " particles"]
 
 
@@ -71,7 +70,7 @@ class Noising:
         """Eigenvalues of P at each particle's noise level."""
         return np.minimum((self.slopes * sigma[:, None]) ** 2, MAX_SHARE)
 
-    def shift(self, innovation: Innovation, sigma: Levels) -> Ensemble:
+    def shift(self, innovation: Innovation, sigma: Levels) -> Points:
         """``P (x* - x)`` for particles with these innovations ``y - G(x)``."""
         share = self._shares(sigma)
         shift = (innovation @ self.outputs) * share / self.slopes
@@ -80,12 +79,12 @@ class Noising:
         shift *= np.sqrt(longest2 / np.maximum(np.maximum(length2, longest2), np.finfo(float).tiny))[:, None]
         return shift @ self.directions.T
 
-    def noise(self, normals: Ensemble, sigma: Levels) -> Ensemble:
+    def noise(self, normals: Points, sigma: Levels) -> Points:
         """Draws of ``N(0, sigma^2 (I - P))`` from draws of N(0, I)."""
         missing = (normals @ self.directions) * (1 - np.sqrt(1 - self._shares(sigma)))
         return sigma[:, None] * (normals - missing @ self.directions.T)
 
-    def log_density_ratio(self, x_t: Ensemble, x: Ensemble, shift: Ensemble, sigma: Levels):
+    def log_density_ratio(self, x_t: Points, x: Points, shift: Points, sigma: Levels):
         """``log N(x_t; x + shift, sigma^2 (I - P)) - log N(x_t; x, sigma^2 I)`` but for terms without x."""
         share = self._shares(sigma)
         away = x_t - x
@@ -107,7 +106,7 @@ class SlopePool:
     def __init__(self, dim: int, m: int):
         self._dx, self._dg = np.zeros((0, dim)), np.zeros((0, m))
 
-    def add(self, dx: Ensemble, dg: Innovation, sigma: Levels) -> None:
+    def add(self, dx: Points, dg: Innovation, sigma: Levels) -> None:
         """Take in a step's pairs of differences."""
         scale = 1 / (2**0.5 * sigma[:, None])
         self._dx = np.concatenate([self._dx, dx * scale])[-MAX_PAIRS:]

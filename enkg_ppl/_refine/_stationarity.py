@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from enkg_ppl._refine._mixing import features, largest_correlation
-from enkg_ppl._types import Ensemble
 
 # Directions that are looked at: the ensemble's widest, which small moves take longest to cross.
 MAX_DIRECTIONS = 16
@@ -20,8 +19,8 @@ NUM_SIGN_FLIPS = 400
 class Snapshot(NamedTuple):
     """Where the ensemble was, particle by particle."""
 
-    x: Ensemble
-    log_likelihood: Float[Array, " particles"]
+    x: Float[np.ndarray, "particles dim"]
+    log_likelihood: Any  # Float[np.ndarray, " particles"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +61,7 @@ def drift_p_value(rng: np.random.Generator, then: Snapshot, now: Snapshot) -> fl
     """
     n = len(now.x)
     both = np.concatenate([then.x, now.x]).astype(float)
-    log_likelihood = np.concatenate([then.log_likelihood, now.log_likelihood])
+    log_likelihood: Any = np.concatenate([then.log_likelihood, now.log_likelihood])
     ranks = features(_widest_directions(both)(both), log_likelihood)
     difference = ranks[n:] - ranks[:n]
     difference = difference / np.maximum(np.sqrt(np.mean(difference**2, axis=0)), np.finfo(float).tiny)
@@ -72,9 +71,9 @@ def drift_p_value(rng: np.random.Generator, then: Snapshot, now: Snapshot) -> fl
     return float((1 + np.sum(by_chance >= seen)) / (1 + NUM_SIGN_FLIPS))
 
 
-def _widest_directions(x: Ensemble):
+def _widest_directions(x: Float[np.ndarray, "particles dim"]) -> Callable[[np.ndarray], Any]:
     """The projection on the ensemble's leading principal directions; on all axes where there are few."""
-    x = np.asarray(x, float)
+    x = x.astype(float)
     if x.shape[1] <= MAX_DIRECTIONS:
         return lambda a: np.asarray(a, float)
     _, _, directions = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)

@@ -47,7 +47,8 @@ class TemperedSMC(Refinement):
 
     `num_scouts`: particles of the small ensemble (default: 512, or 8 for each dimension where that is more); none
     are sent where the whole ensemble is no larger, or where the budget does not reach.
-    `target_ess`: as a share of the particles; (from the guided ensemble or the prior, from scouts). `num_components`: of the mixture, at most.
+    `target_ess`: as a share of the particles; (from the guided ensemble or the prior, from scouts).
+    `num_components`: of the mixture, at most.
     `max_correlation`, `min_cycles`, `max_cycles`: moves repeat until the largest correlation, over z, z^2 and the rank
     of the log likelihood, between the ensemble now and just after resampling is below this; (between, at the end).
     `prior_share`, `inflation`: q is a mixture fitted to the ensemble before, its covariances inflated, with this
@@ -60,7 +61,7 @@ class TemperedSMC(Refinement):
     num_scouts: int | None = eqx.field(static=True, default=None)
     target_ess: tuple[float, float] = (0.5, 0.2)
     num_components: int = eqx.field(static=True, default=16)
-    max_correlation: tuple[float, float] = eqx.field(static=True, default=(0.3, 0.15))
+    max_correlation: tuple[float, float] = eqx.field(static=True, default=(0.3, 0.1))
     min_cycles: tuple[int, int] = eqx.field(static=True, default=(1, 1))
     max_cycles: tuple[int, int] = eqx.field(static=True, default=(4, 12))
     prior_share: tuple[float, float] = eqx.field(static=True, default=(0.2, 0.05))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -19,11 +20,11 @@ from enkg_ppl._prior import Prior
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._refine._base import Progress, Refinement, host_rng
 from enkg_ppl._refine._blocks import block_size, in_blocks
-from enkg_ppl._refine._noising import Noising, SlopePool
+from enkg_ppl._refine._noising import Noising, Points, SlopePool
 from enkg_ppl._refine._stationarity import Snapshot, compare
 from enkg_ppl._types import Ensemble, Key
 
-Simulate = Callable[[Ensemble], tuple[Float[np.ndarray, " particles"], Response]]
+Simulate = Callable[[Any], tuple[Float[np.ndarray, " particles"], Response]]
 
 # The first step tries noise levels between these shares of the prior's widest standard deviation, in so many classes.
 SEARCH = (1e-3, 1.0)
@@ -42,7 +43,7 @@ LARGEST = 1e100
 class _Half:
     """One half of the ensemble, and what its moves have told about the simulator."""
 
-    x: Ensemble
+    x: Points
     log_likelihood: Float[np.ndarray, " particles"]
     response: Response
     pool: SlopePool
@@ -94,6 +95,9 @@ class DiffusionWaltz(Refinement):
         if not self.spread >= 0:
             raise ValueError(f"DiffusionWaltz needs spread >= 0; got spread={self.spread}")
 
+    def evaluator(self, problem: InverseProblem, evaluate: Evaluator) -> Evaluator:
+        return evaluate  # it moves in the prior's own space
+
     def run(
         self,
         key: Key,
@@ -134,10 +138,10 @@ class DiffusionWaltz(Refinement):
                 break
         assert verdict is not None  # there is at least one round
         progress(1.0, f"{waltz.num_steps} steps")
-        x, log_likelihood = snapshots[-1]
+        x: Any = snapshots[-1].x
         return Posterior(
             draws=x,
-            log_likelihood=log_likelihood,
+            log_likelihood=snapshots[-1].log_likelihood,
             num_forward_evaluations=evaluate.count - count,
             method="DiffusionWaltz",
             why_no_evidence="DiffusionWaltz moves within the posterior and gives no evidence; use TemperedSMC for it",
@@ -165,7 +169,7 @@ class DiffusionWaltz(Refinement):
         remedy = "max_forward_evaluations" if out_of_budget else "max_rounds"
         return [
             f"DiffusionWaltz stopped after {num_steps} steps because {why}, while {how}: "
-            f"raise {remedy}, or use TemperedSMC"
+            f"raise {remedy}, or num_particles until TemperedSMC can be used"
         ]
 
 
@@ -284,7 +288,7 @@ def _evaluator(problem: InverseProblem, num_particles: int, evaluator: Evaluator
     return own
 
 
-def _start(rng: np.random.Generator, prior: Prior, num_particles: int, guided, block: int) -> Ensemble:
+def _start(rng: np.random.Generator, prior: Prior, num_particles: int, guided, block: int) -> Points:
     """The guided ensemble, or prior draws."""
     if guided is None:
         seeds = rng.integers(0, 2**32, num_particles, dtype=np.uint32)
@@ -293,7 +297,7 @@ def _start(rng: np.random.Generator, prior: Prior, num_particles: int, guided, b
     return np.asarray(guided)[np.resize(rng.permutation(len(guided)), num_particles)]
 
 
-def _usable(rng: np.random.Generator, x: Ensemble, log_likelihood, response: Response):
+def _usable(rng: np.random.Generator, x: Points, log_likelihood, response: Response):
     """The particles, those where the simulation failed at the places of others: there they would wait for a way out."""
     usable = np.flatnonzero(np.isfinite(log_likelihood))
     if len(usable) == 0:
@@ -314,8 +318,8 @@ def _simulator(problem: InverseProblem, evaluate: Evaluator) -> Simulate:
         jax.eval_shape(lambda x: problem.likelihood.response(problem.forward(x)), one)
     except TypeError:
 
-        def plain(x: Ensemble):
-            none = np.zeros((len(x), 0))
+        def plain(x: Any):
+            none: Any = np.zeros((len(x), 0))
             return evaluate.log_likelihood(x), Response(none, none, none)
 
         return plain
