@@ -76,7 +76,7 @@ def diagnose(
         result["effective_rank"] = effective_rank(draws[0])
         result["distinct_draws"] = share = min(distinct_share(a) for a in draws)
         warnings += _distinct_warning(share)
-    khats = [pareto_khat(p.log_weights) for p in posteriors if p.log_weights is not None]
+    khats = [pareto_khat(np.asarray(p.log_weights)) for p in posteriors if p.log_weights is not None]
     if khats:
         result["pareto_khat"] = khat = max(khats)
         warnings += _khat_warning(khat)

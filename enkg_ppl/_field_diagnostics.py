@@ -22,6 +22,9 @@ from enkg_ppl._correction._slope import ridge
 TOO_NARROW, TOO_WIDE = 0.5, 2.0
 # Output variance over the draws that the slope leaves unexplained, in units of the noise variance.
 UNEXPLAINED = 0.2
+# Spread of the log noise variance over the draws, above which the noise is an unknown like others. Counts, whose
+# noise follows their mean, stay below it where the data tell the mean to within a third.
+NOISE_UNKNOWN = 0.5
 # Chance of a chi-square this far out, at either end, where everything is right.
 TAIL = 1e-5
 
@@ -33,6 +36,7 @@ class EnsembleCheck(NamedTuple):
     `data_spread`: variance of the predictions over what the slope implies, in units of the noise, summed over data.
     `latent_spread`: total variance of the draws over what the slope and the prior imply.
     `unexplained`: output variance that the slope leaves, over the noise variance, mean over the data.
+    `noise_spread`: standard deviation over the draws of the log noise variance, the largest of the data.
     """
 
     chi2_per_datum: float
@@ -40,6 +44,7 @@ class EnsembleCheck(NamedTuple):
     data_spread: float
     latent_spread: float
     unexplained: float
+    noise_spread: float = 0.0
 
     def warnings(self) -> list[str]:
         """A sentence with a remedy for every figure beyond its threshold."""
@@ -70,6 +75,11 @@ class EnsembleCheck(NamedTuple):
                 f"the simulator bends within the posterior (a straight line leaves {self.unexplained:.2g} noise "
                 "variances of its output unexplained): the guided draws are approximate; use a refinement"
             )
+        if self.noise_spread > NOISE_UNKNOWN:
+            found.append(
+                "the noise level is among the unknowns, which the guided flow cannot learn (its logarithm varies by "
+                f"{self.noise_spread:.2g} over the draws): use a refinement"
+            )
         return found
 
 
@@ -93,9 +103,11 @@ def check_ensemble(
         np.asarray(a, float) for a in (x, prediction, observation, noise, prior_draws)
     )
     m = prediction.shape[1]
+    with np.errstate(all="ignore"):
+        noise_spread = float(np.max(np.std(np.log(noise), axis=0)))
     chi2 = float(np.mean((observation - prediction) ** 2 / noise))
     if not (np.isfinite(chi2) and np.isfinite(x).all()):
-        return EnsembleCheck(np.inf, 0.0, np.nan, np.nan, np.inf)
+        return EnsembleCheck(np.inf, 0.0, np.nan, np.nan, np.inf, noise_spread)
     tail = float(min(gammainc(m / 2, chi2 * m / 2), gammaincc(m / 2, chi2 * m / 2)))
     root = np.sqrt(np.median(noise, axis=0))
     r, q, draws = (a - a.mean(axis=0) for a in (x, prediction / root, draws))
@@ -109,4 +121,4 @@ def check_ensemble(
     implied_latent = np.sum(draws**2) / (len(draws) - 1) - np.sum(C_xg.T * np.linalg.solve(total, C_xg.T))
     data_spread = np.sum(explained**2) / n / implied_data if implied_data > 0 else 1.0
     latent_spread = np.sum(r**2) / n / implied_latent
-    return EnsembleCheck(chi2, tail, float(data_spread), float(latent_spread), unexplained)
+    return EnsembleCheck(chi2, tail, float(data_spread), float(latent_spread), unexplained, noise_spread)

@@ -9,12 +9,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from enkg_ppl._blackbox import only_rows, raise_host_failure
 from enkg_ppl._likelihood import Likelihood, Response
 from enkg_ppl._problem import InverseProblem
-from enkg_ppl._types import Ensemble, EnsembleOutput
+from enkg_ppl._types import AnyArray, Ensemble, EnsembleOutput
 
 Respond = Callable[[Ensemble], Response]  # the working responses of a whole ensemble, leading axis particles
 
@@ -45,12 +45,12 @@ def _simulate(forward, x: Ensemble) -> EnsembleOutput:
 
 
 @eqx.filter_jit
-def _log_likelihood(likelihood: Likelihood, g: EnsembleOutput) -> Float[Array, " particles"]:
+def _log_likelihood(likelihood: Likelihood, g: EnsembleOutput) -> Float[AnyArray, " particles"]:
     return jax.vmap(likelihood.log_prob)(g)
 
 
 @eqx.filter_jit
-def _both(likelihood: Likelihood, g: EnsembleOutput) -> tuple[Float[Array, " particles"], Response]:
+def _both(likelihood: Likelihood, g: EnsembleOutput) -> tuple[Float[AnyArray, " particles"], Response]:
     return _log_likelihood(likelihood, g), jax.vmap(likelihood.response)(g)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import Ensemble
+from enkg_ppl._types import AnyArray, Ensemble
 
 
 @dataclasses.dataclass
@@ -16,7 +16,8 @@ class Posterior:
     """Equally weighted draws of the latent vector, and how they came about.
 
     `draws`: shape (particles, dim). `log_likelihood`: shape (particles,) in nats, or None where it was not
-    evaluated at the draws. `log_evidence`: nats, or None with the reason in `why_no_evidence`.
+    evaluated at the draws. `log_evidence`: nats, or None with the reason in `why_no_evidence`; `log_evidence_error`:
+    its standard error.
     `num_forward_evaluations`: exact count, one per particle per call. `method`: what produced the draws.
     `log_weights`: of the last resampling, for diagnostics. `slope`: the linear map from latent to output that the
     guided flow learned, where it learns one. `stats`: numbers for the diagnostics. `messages`: sentences that the
@@ -26,10 +27,11 @@ class Posterior:
     draws: Ensemble
     num_forward_evaluations: int
     method: str
-    log_likelihood: Float[Array, " particles"] | None = None
+    log_likelihood: Float[AnyArray, " particles"] | None = None
     log_evidence: float | None = None
+    log_evidence_error: float | None = None
     why_no_evidence: str = "the guided flow alone gives no evidence; use a refinement such as TemperedSMC"
-    log_weights: Float[Array, " particles"] | None = None
+    log_weights: Float[AnyArray, " particles"] | None = None
     stats: dict[str, Any] = dataclasses.field(default_factory=dict)
     messages: list[str] = dataclasses.field(default_factory=list)
     slope: Float[Array, "dim m"] | None = None

@@ -17,7 +17,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import Key
+from enkg_ppl._types import AnyArray, Key
 
 SMALLEST = 1024  # sizes are powers of two from here on
 
@@ -46,6 +46,6 @@ def uniforms(key: Key, shape: tuple[int, ...], dtype) -> Float[Array, "..."]:
     return _shaped(key, "uniform", shape, dtype)
 
 
-def gumbel(uniform: jax.Array) -> jax.Array:
+def gumbel(uniform: AnyArray) -> jax.Array:
     """Gumbel numbers from uniform ones: ``argmax(log_weights + gumbel)`` draws from the weights."""
     return -jnp.log(-jnp.log(uniform))

@@ -21,11 +21,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+AnyArray = Array | np.ndarray  # JAX's inside compiled kernels, NumPy's between them
 Key = PRNGKeyArray
-Scalar = Float[Array, ""]
-Vector = Float[Array, " dim"]
-Ensemble = Float[Array, "particles dim"]
+Scalar = Float[AnyArray, ""]
+Vector = Float[AnyArray, " dim"]
+Ensemble = Float[AnyArray, "particles dim"]
 Output = Any  # what the simulator returns for one particle: an array or a pytree of arrays
 EnsembleOutput = Any  # the same with a leading particle axis on every leaf

@@ -190,3 +190,12 @@ def test_too_few_simulations_widen_and_do_not_collapse():
         few = guide(jr.key(seed), problem, num_particles=PARTICLES, correction=KalmanCorrection(num_steps=5))
         ratios.append(np.sum(few.sd() ** 2) / np.trace(covariance))
     assert 1.0 < np.mean(ratios) < 1.4
+
+
+def test_an_unknown_noise_level_is_told():
+    rng = np.random.default_rng(0)
+    x, prior = rng.standard_normal((100, 3)), rng.standard_normal((400, 3))
+    noise = np.exp(rng.standard_normal((100, 1))) * np.ones((1, 2))
+    known, unknown = (check_ensemble(x, x[:, :2], np.zeros((100, 2)), n, prior) for n in (np.ones((100, 2)), noise))
+    assert not any("noise level" in sentence for sentence in known.warnings())
+    assert any("noise level is among the unknowns" in sentence for sentence in unknown.warnings())

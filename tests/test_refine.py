@@ -151,14 +151,15 @@ def test_moves_leave_the_posterior_invariant(move, exact, reference):
 @pytest.mark.parametrize("guided", [False, True], ids=["from-prior", "from-guided"])
 @pytest.mark.parametrize("num_scouts", [None, 256], ids=["alone", "after-scouts"])
 def test_linear_gaussian_posterior_and_evidence(guided, num_scouts):
-    """Mean and variance within 4.5 standard errors of J draws; evidence within 0.25 nats (20 seeds: sd 0.05)."""
+    """Mean and variance within 4.5 standard errors of J draws; evidence within 4 of its own."""
     ensemble = guide(jr.key(1), LINEAR, num_particles=J).draws if guided else None
     posterior = TemperedSMC(num_scouts=num_scouts).run(jr.key(2), LINEAR, num_particles=J, guided=ensemble)
     assert {level["num_particles"] for level in posterior.stats["levels"]} == ({J, 256} if num_scouts else {J})
     sd = np.sqrt(np.diag(COVARIANCE))
     assert np.all(np.abs(posterior.mean() - MEAN) < 4.5 * sd / J**0.5)
     assert np.all(np.abs(posterior.sd() ** 2 / sd**2 - 1) < 4.5 * (2 / J) ** 0.5)
-    assert abs(posterior.log_evidence - EVIDENCE) < 0.25
+    assert abs(posterior.log_evidence - EVIDENCE) < 4 * posterior.log_evidence_error
+    assert posterior.log_evidence_error < 0.15
     assert posterior.stats["levels"][-1]["beta"] == 1.0
 
 

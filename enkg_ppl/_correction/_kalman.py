@@ -33,7 +33,7 @@ from enkg_ppl._prior import Prior
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._random import normals
 from enkg_ppl._schedule import Karras
-from enkg_ppl._types import Ensemble, Key, Scalar, Vector
+from enkg_ppl._types import AnyArray, Ensemble, Key, Scalar, Vector
 
 # Particles whose own covariance of p(x0 | x) is held in memory at a time, dim x m numbers each.
 PARTICLES_AT_A_TIME = 16
@@ -156,7 +156,7 @@ def covariance_product(prior: Prior, x: Vector, sigma, A: Float[Array, "dim m"])
     return sigma**2 * jax.vmap(derivative, in_axes=1, out_axes=1)(A)
 
 
-def _centred(a: Float[Array, "particles _"], usable, n):
+def _centred(a: Float[AnyArray, "particles _"], usable, n):
     """Minus the mean of the usable rows; the others become zero."""
     a = jnp.where(usable[:, None], a, 0.0)
     return jnp.where(usable[:, None], a - jnp.sum(a, axis=0)[None] / n, 0.0)

@@ -89,7 +89,7 @@ class EnKG(MCMC):
         self.num_ensembles = num_ensembles
         self.correction = correction
         self.schedule = schedule
-        self.refine = refine
+        self.refine: Any = refine
         self.progress_bar = progress_bar
         if max_forward_evaluations is not None:
             _check_count("max_forward_evaluations", max_forward_evaluations, 1, "a budget for the whole run, or None")
@@ -122,10 +122,11 @@ class EnKG(MCMC):
         numpyro_model = NumPyroModel(self.model, args, kwargs)
         problem = numpyro_model.problem()
         evaluator = Evaluator(problem, block_size(self.num_particles), self.chunk_size)
+        budget = self._budget()
         with ProgressBar(self.progress_bar, self.num_ensembles) as bar:
             posteriors = []
             for i in range(self.num_ensembles):
-                posteriors.append(self._infer(jr.fold_in(rng_key, i), numpyro_model, problem, evaluator, bar))
+                posteriors.append(self._infer(jr.fold_in(rng_key, i), numpyro_model, problem, evaluator, budget, bar))
                 bar.next()
         result = _collect(numpyro_model, posteriors, self.chunk_size, extra_fields)
         result.seconds = time.perf_counter() - started
@@ -133,7 +134,9 @@ class EnKG(MCMC):
         for sentence in result.diagnostics.warnings:
             warnings.warn(f"EnKG: {sentence}", stacklevel=2)
 
-    def _infer(self, key, numpyro_model: NumPyroModel, problem: InverseProblem, evaluator: Evaluator, bar: ProgressBar):
+    def _infer(
+        self, key, numpyro_model: NumPyroModel, problem: InverseProblem, evaluator: Evaluator, budget, bar: ProgressBar
+    ):
         """One ensemble: the guided flow, then the refinement."""
         if self.refine is None and not numpyro_model.guided:
             reasons = "; ".join(f"'{name}': {why}" for name, why in numpyro_model.unguided.items())
@@ -145,7 +148,7 @@ class EnKG(MCMC):
             correction=self.correction,
             schedule=self.schedule,
             refine=self.refine,
-            max_forward_evaluations=self._budget(),
+            max_forward_evaluations=budget,
             guided=bool(numpyro_model.guided),
             evaluator=evaluator,
             progress=Progress(bar.guide, bar.refine),
@@ -241,6 +244,11 @@ class EnKG(MCMC):
         """Log marginal likelihood in nats, averaged over the ensembles; None with the reason in `diagnostics()`."""
         return self._done.log_evidence
 
+    @property
+    def log_evidence_error(self) -> float | None:
+        """Standard error of `log_evidence` in nats, from the weights and the scatter of the ensembles; or None."""
+        return self._done.log_evidence_error
+
     # -- what an MCMC has and an ensemble has not ----------------------------------------------------------------
 
     def warmup(self, *args, **kwargs):
@@ -303,6 +311,7 @@ class _Result(SimpleNamespace):
     latent_names: list[str]
     num_forward_evaluations: int
     log_evidence: float | None
+    log_evidence_error: float | None
     diagnostics: Diagnostics
     seconds: float
 
@@ -343,17 +352,23 @@ def _collect(model: NumPyroModel, posteriors: list[Posterior], chunk_size, extra
     if response is not None and posteriors[0].log_likelihood is None:  # the guided ensembles alone
         prior_draws = np.random.default_rng(0).standard_normal((NUM_PRIOR_DRAWS, model.dim))
         checks = [
-            check_ensemble(posterior.draws, *(np.asarray(a[i]) for a in response), prior_draws, posterior.slope)
+            check_ensemble(
+                np.asarray(posterior.draws),
+                np.asarray(response.prediction[i]),
+                np.asarray(response.observation[i]),
+                np.asarray(response.noise[i]),
+                prior_draws,
+                posterior.slope,
+            )
             for i, posterior in enumerate(posteriors)
         ]
     diagnostics = diagnose(posteriors, chi2, num_data, np.asarray(log_likelihood), checks)
     for name, why in model.unguided.items():
         diagnostics[f"unguided '{name}'"] = f"left to the refinement: {why}"
-    evidences = [p.log_evidence for p in posteriors if p.log_evidence is not None]
-    log_evidence = None
-    if len(evidences) == len(posteriors):
-        log_evidence = float(np.logaddexp.reduce(evidences) - np.log(len(evidences)))
+    log_evidence, error = _evidence(posteriors)
     diagnostics["log_evidence"] = posteriors[0].why_no_evidence if log_evidence is None else log_evidence
+    if error is not None:
+        diagnostics["log_evidence_error"] = error
     return _Result(
         samples=samples,
         extra_fields=fields,
@@ -362,9 +377,27 @@ def _collect(model: NumPyroModel, posteriors: list[Posterior], chunk_size, extra
         latent_names=[site.name for site in model.sites],
         num_forward_evaluations=sum(p.num_forward_evaluations for p in posteriors),
         log_evidence=log_evidence,
+        log_evidence_error=error,
         diagnostics=diagnostics,
         seconds=0.0,
     )
+
+
+def _evidence(posteriors: list[Posterior]) -> tuple[float | None, float | None]:
+    """Log of the mean evidence of the ensembles, and its standard error.
+
+    The error is the larger of what the weights say and what the scatter of the ensembles says.
+    """
+    values = [p.log_evidence for p in posteriors if p.log_evidence is not None]
+    errors = [p.log_evidence_error for p in posteriors if p.log_evidence_error is not None]
+    if len(values) < len(posteriors):
+        return None, None
+    log_evidence = float(np.logaddexp.reduce(values) - np.log(len(values)))
+    if len(errors) < len(posteriors):
+        return log_evidence, None
+    by_weights = float(np.sqrt(np.sum(np.square(errors)))) / len(errors)
+    by_scatter = float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return log_evidence, max(by_weights, by_scatter)
 
 
 def _misfit(response) -> tuple[float | None, int]:

@@ -7,20 +7,20 @@ from collections.abc import Callable
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from enkg_ppl._prior._base import Prior
-from enkg_ppl._types import Key, Scalar, Vector
+from enkg_ppl._types import AnyArray, Key, Scalar, Vector
 
-Basis = Callable[[Float[Array, " dim"]], Float[Array, " dim"]]
+Basis = Callable[[Float[AnyArray, " dim"]], Float[AnyArray, " dim"]]
 
 
 class _Matrix(eqx.Module):
     """Multiplication by a fixed matrix, as a pytree so that the matrix is data and not code."""
 
-    matrix: Float[Array, "rows columns"]
+    matrix: Float[AnyArray, "rows columns"]
 
-    def __call__(self, v: Float[Array, " columns"]) -> Float[Array, " rows"]:
+    def __call__(self, v: Float[AnyArray, " columns"]) -> Float[AnyArray, " rows"]:
         return self.matrix @ v
 
 
@@ -39,8 +39,8 @@ class GaussianPrior(Prior):
     ``mean + B diag(variances / (variances + sigma^2)) B^T (x - mean)``.
     """
 
-    mean: Float[Array, " dim"]
-    variances: Float[Array, " dim"]
+    mean: Float[AnyArray, " dim"]
+    variances: Float[AnyArray, " dim"]
     to_basis: Basis = _identity
     from_basis: Basis = _identity
 
@@ -57,7 +57,7 @@ class GaussianPrior(Prior):
         return cls(jnp.zeros(dim), jnp.ones(dim))
 
     @classmethod
-    def full(cls, mean: Float[Array, " dim"], covariance: Float[Array, "dim dim"]) -> GaussianPrior:
+    def full(cls, mean: Float[AnyArray, " dim"], covariance: Float[AnyArray, "dim dim"]) -> GaussianPrior:
         """From a symmetric positive definite covariance matrix.
 
         Raises `ValueError` where the matrix has an eigenvalue that is not positive.

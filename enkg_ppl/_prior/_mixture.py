@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.scipy.special import logsumexp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from enkg_ppl._prior._base import Prior
-from enkg_ppl._types import Key, Scalar, Vector
+from enkg_ppl._types import AnyArray, Key, Scalar, Vector
 
 
 class MixturePrior(Prior):
@@ -21,10 +21,10 @@ class MixturePrior(Prior):
     noise level, its denoiser and its conditional draws follow from the components'.
     """
 
-    log_weights: Float[Array, " components"]
-    means: Float[Array, "components dim"]
-    variances: Float[Array, "components dim"]
-    bases: Float[Array, "components dim dim"] | None
+    log_weights: Float[AnyArray, " components"]
+    means: Float[AnyArray, "components dim"]
+    variances: Float[AnyArray, "components dim"]
+    bases: Float[AnyArray, "components dim dim"] | None
 
     def __init__(self, weights, means, variances, bases=None):
         weights, means, variances = jnp.asarray(weights), jnp.asarray(means), jnp.asarray(variances)
@@ -48,7 +48,7 @@ class MixturePrior(Prior):
         self.bases = bases
 
     @classmethod
-    def full(cls, weights, means, covariances: Float[Array, "components dim dim"]) -> MixturePrior:
+    def full(cls, weights, means, covariances: Float[AnyArray, "components dim dim"]) -> MixturePrior:
         """From full covariance matrices, one a component."""
         variances, bases = jnp.linalg.eigh(jnp.asarray(covariances))
         return cls(weights, means, variances, bases)
@@ -68,20 +68,20 @@ class MixturePrior(Prior):
         between = jnp.linalg.norm(centred, ord=2)  # largest singular value: sd of the means
         return jnp.sqrt(between**2 + jnp.max(self.variances))
 
-    def _to_bases(self, v: Float[Array, "components dim"]) -> Float[Array, "components dim"]:
+    def _to_bases(self, v: Float[AnyArray, "components dim"]) -> Float[AnyArray, "components dim"]:
         return v if self.bases is None else jnp.einsum("kij,ki->kj", self.bases, v)
 
-    def _from_bases(self, v: Float[Array, "components dim"]) -> Float[Array, "components dim"]:
+    def _from_bases(self, v: Float[AnyArray, "components dim"]) -> Float[AnyArray, "components dim"]:
         return v if self.bases is None else jnp.einsum("kij,kj->ki", self.bases, v)
 
-    def _log_joint(self, x: Vector, sigma) -> Float[Array, " components"]:
+    def _log_joint(self, x: Vector, sigma) -> Float[AnyArray, " components"]:
         """Log of weight times density of each component at noise level sigma."""
         u = self._to_bases(x[None] - self.means)
         variances = self.variances + sigma**2
         log_density = -0.5 * jnp.sum(u**2 / variances + jnp.log(2 * jnp.pi * variances), axis=-1)
         return self.log_weights + log_density
 
-    def _component_denoise(self, x: Vector, sigma) -> Float[Array, "components dim"]:
+    def _component_denoise(self, x: Vector, sigma) -> Float[AnyArray, "components dim"]:
         shrink = self.variances / (self.variances + sigma**2)
         return self.means + self._from_bases(shrink * self._to_bases(x[None] - self.means))
 

@@ -11,7 +11,7 @@ from enkg_ppl._refine._base import Progress, Refinement, host_rng, standardised
 from enkg_ppl._refine._blocks import block_size
 from enkg_ppl._refine._coordinates import decode_all, encode_all
 from enkg_ppl._refine._linearised import simulated_reference
-from enkg_ppl._refine._mixing import Cycles, mix, most_components
+from enkg_ppl._refine._mixing import Cycles, Mixed, mix, most_components
 from enkg_ppl._refine._moves import Group
 from enkg_ppl._refine._stationarity import Snapshot, drift_p_value
 from enkg_ppl._refine._target import Target
@@ -68,7 +68,8 @@ class LatentSlice(Refinement):
         reference = simulated_reference(evaluate, problem, room)
         ensemble = Group(z, evaluate.log_likelihood(z))
         target = Target(np.asarray(1.0, dtype), None)
-        done, drift_p, settled, mixed, before = 0, 0.0, False, None, None
+        done, drift_p, settled, before = 0, 0.0, False, None
+        mixed = Mixed(0, 1.0, 1.0, 0.0, 0.0, False)
         while done < self.max_cycles and not settled:
             cycles = Cycles(self.num_components, room, self.max_correlation, 1, self.max_cycles - done)
             ensemble, mixed = mix(rng, evaluate, target, ensemble, cycles, reference=reference)

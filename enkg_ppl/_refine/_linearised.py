@@ -57,15 +57,14 @@ def _ridge(z: Float[np.ndarray, "pairs dim"], g: Float[np.ndarray, "pairs m"]):
     u, s, vt = np.linalg.svd(z - centre, full_matrices=False)
     target = u.T @ (g - middle)
     total = ((g - middle) ** 2).sum(axis=0)
-    best = None
+    least, keep, residual = np.inf, np.ones_like(s), total / n
     for ridge in RIDGES * np.mean(s**2):
-        keep = s**2 / (s**2 + ridge)
-        rest = total - ((2 * keep - keep**2)[:, None] * target**2).sum(axis=0)
-        score = rest / n / (1 - keep.sum() / n) ** 2  # expected squared error of a new prediction, each datum
-        loss = np.sum(score / np.where(total > 0, total, 1))
-        if best is None or loss < best[0]:
-            best = loss, keep, score
-    _, keep, residual = best
+        kept = s**2 / (s**2 + ridge)
+        rest = total - ((2 * kept - kept**2)[:, None] * target**2).sum(axis=0)
+        error = rest / n / (1 - kept.sum() / n) ** 2  # expected squared error of a new prediction, each datum
+        loss = np.sum(error / np.where(total > 0, total, 1))
+        if loss < least:
+            least, keep, residual = loss, kept, error
     slope = (vt.T * (keep / np.where(s > 0, s, 1.0))) @ target
     return slope.T, middle - slope.T @ centre, residual
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._refine._moves import Group, jump, slice_move
 from enkg_ppl._refine._reference import Shape, StudentMixture, best_shape, fit, mean_log_prob
 from enkg_ppl._refine._target import Target
-from enkg_ppl._types import Ensemble
+from enkg_ppl._types import AnyArray, Ensemble
 
 # Mixtures that are tried: components, and degrees of freedom.
 NUM_JUMPS = 2  # of each particle in a cycle, before its slice move
@@ -57,7 +57,8 @@ def most_components(num_particles: int, dim: int, wanted: int = SIZES[-1]) -> in
 
 def best_fit(rng: np.random.Generator, z: Ensemble, most: int, room: int) -> tuple[Shape, float]:
     """Number of components and degrees of freedom that fit these particles best, and how well (see `best_shape`)."""
-    sizes = [size for size in SIZES if size <= most_components(*z.shape, most)]
+    n, d = z.shape
+    sizes = [size for size in SIZES if size <= most_components(n, d, most)]
     return best_shape(rng, z, [Shape(size, df) for size in sizes for df in DFS], room)
 
 
@@ -129,7 +130,7 @@ class _References:
         return close, fit(rng, other, Shape(self.shape.size, DFS[0]), self.cycles.room)
 
 
-def features(z: Ensemble, log_likelihood: Float[Array, " particles"]) -> Float[np.ndarray, "particles features"]:
+def features(z: Ensemble, log_likelihood: Float[AnyArray, " particles"]) -> Float[np.ndarray, "particles features"]:
     """Ranks of z, of its distance from the median and of the log likelihood, standardised over the ensemble.
 
     Ranks, so that a few far particles do not decide for all.

@@ -18,13 +18,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._refine._blocks import in_blocks
 from enkg_ppl._refine._reference import StudentMixture
 from enkg_ppl._refine._target import Target
-from enkg_ppl._types import Ensemble
+from enkg_ppl._types import AnyArray, Ensemble
 
 MAX_SHRINKS = 60  # a bracket that has shrunk this often is at the particle itself
 
@@ -33,22 +33,22 @@ class Group(NamedTuple):
     """One half of the ensemble, as NumPy arrays between the moves."""
 
     z: Ensemble
-    log_likelihood: Float[Array, " particles"]
+    log_likelihood: Float[AnyArray, " particles"]
 
 
 class _Slice(NamedTuple):
     """Elliptical slice moves under way, one a particle."""
 
-    c: Int[Array, " particles"]
-    s: Float[Array, " particles"]
+    c: Int[AnyArray, " particles"]
+    s: Float[AnyArray, " particles"]
     u: Ensemble  # where the particle is on its ellipse
     v: Ensemble  # the other axis of the ellipse
-    threshold: Float[Array, " particles"]
-    low: Float[Array, " particles"]
-    high: Float[Array, " particles"]
-    angle: Float[Array, " particles"]
+    threshold: Float[AnyArray, " particles"]
+    low: Float[AnyArray, " particles"]
+    high: Float[AnyArray, " particles"]
+    angle: Float[AnyArray, " particles"]
     proposal: Ensemble
-    pending: Bool[Array, " particles"]
+    pending: Bool[AnyArray, " particles"]
 
 
 def _residual(target: Target, reference: StudentMixture, z: Ensemble, log_likelihood):

@@ -14,26 +14,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import gammaln, logsumexp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from enkg_ppl._random import gumbel
-from enkg_ppl._types import Ensemble, Scalar, Vector
+from enkg_ppl._types import AnyArray, Ensemble, Scalar, Vector
 
 
 class StudentMixture(eqx.Module):
     """``sum_k weights_k t_df(means_k, chols_k chols_k^T)``; components of weight 0 are not there."""
 
-    log_weights: Float[Array, " components"]
-    means: Float[Array, "components dim"]
-    chols: Float[Array, "components dim dim"]
-    whiteners: Float[Array, "components dim dim"]  # L_k^-1: products are far cheaper than batched solves
+    log_weights: Float[AnyArray, " components"]
+    means: Float[AnyArray, "components dim"]
+    chols: Float[AnyArray, "components dim dim"]
+    whiteners: Float[AnyArray, "components dim dim"]  # L_k^-1: products are far cheaper than batched solves
     df: Scalar
 
-    def _residuals(self, z: Vector) -> Float[Array, "components dim"]:
+    def _residuals(self, z: Vector) -> Float[AnyArray, "components dim"]:
         """``L_k^-1 (z - m_k)`` for every component."""
         return jnp.einsum("kij,kj->ki", self.whiteners, z[None] - self.means)
 
-    def log_joint(self, z: Vector) -> Float[Array, " components"]:
+    def log_joint(self, z: Vector) -> Float[AnyArray, " components"]:
         """Log of weight times density of every component at z."""
         d = z.shape[0]
         delta = jnp.sum(self._residuals(z) ** 2, axis=-1)
@@ -44,11 +44,11 @@ class StudentMixture(eqx.Module):
     def log_prob(self, z: Vector) -> Scalar:
         return logsumexp(self.log_joint(z))
 
-    def draw_labels(self, uniforms: Float[Array, " components"], chi2: Scalar):
+    def draw_labels(self, uniforms: Float[AnyArray, " components"], chi2: Scalar):
         """Draw a component and a scale ``(c, s)``, ``s ~ InverseGamma(df/2, df/2)``; `chi2`: chi-square of df."""
         return jnp.argmax(self.log_weights + gumbel(uniforms)), self.df / chi2
 
-    def draw_labels_given(self, uniforms: Float[Array, " components"], chi2: Scalar, z: Vector):
+    def draw_labels_given(self, uniforms: Float[AnyArray, " components"], chi2: Scalar, z: Vector):
         """Draw ``(c, s)`` given z: the component, then ``s ~ InverseGamma((df + d)/2, (df + delta_c)/2)``.
 
         `chi2`: a chi-square number of ``df + d`` degrees of freedom.
@@ -79,9 +79,9 @@ INFLATION = 1.1  # of every covariance, against overconfidence of the fit
 
 
 def fit_student_mixture(
-    numbers: Float[Array, "components particles"],
+    numbers: Float[AnyArray, "components particles"],
     z: Ensemble,
-    present: Float[Array, " particles"],
+    present: Float[AnyArray, " particles"],
     size: Scalar,
     df: Scalar,
 ) -> StudentMixture:
@@ -196,8 +196,8 @@ def inflated(mixture: StudentMixture, factor) -> StudentMixture:
 
 
 def _spread_centres(
-    numbers: Float[Array, "components particles"], w: Ensemble, present
-) -> Float[Array, "components dim"]:
+    numbers: Float[AnyArray, "components particles"], w: Ensemble, present
+) -> Float[AnyArray, "components dim"]:
     """k-means++: each next centre with probability proportional to the squared distance to the nearest so far.
 
     Source: Arthur & Vassilvitskii (2007), section 2.2.

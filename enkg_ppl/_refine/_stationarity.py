@@ -19,7 +19,7 @@ NUM_SIGN_FLIPS = 400
 class Snapshot(NamedTuple):
     """Where the ensemble was, particle by particle."""
 
-    x: Float[np.ndarray, "particles dim"]
+    x: Any  # Float[np.ndarray, "particles dim"]
     log_likelihood: Any  # Float[np.ndarray, " particles"]
 
 

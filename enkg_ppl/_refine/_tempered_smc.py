@@ -126,6 +126,7 @@ class TemperedSMC(Refinement):
             draws=x,
             log_likelihood=last.ensemble.log_likelihood,
             log_evidence=last.log_evidence,
+            log_evidence_error=_evidence_error(last.levels, num_particles),
             num_forward_evaluations=evaluate.count - count,
             method="TemperedSMC",
             stats={
@@ -221,6 +222,14 @@ def _out_of_budget(runs: list[_Run], limit: int | None) -> list[str]:
     if stopped:
         where = f"at temperature {stopped[0]:.2g} of 1: weights alone carried the particles on"
     return [f"the budget of forward evaluations ended {where}; raise max_forward_evaluations, or lower num_particles"]
+
+
+def _evidence_error(levels: list[dict[str, float]], num_particles: int) -> float:
+    """Standard error of the log evidence, the steps' weights taken as independent: ``sum (1 / ess - 1) / J``.
+
+    An upper bound at a step from a start, whose draws are stratified. Del Moral, Doucet & Jasra (2006), section 3.2.1.
+    """
+    return float(np.sqrt(sum(1 / level["ess"] - 1 for level in levels) / num_particles))
 
 
 def _log_mean_exp(a: Float[np.ndarray, " particles"]) -> float:

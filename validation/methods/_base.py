@@ -79,7 +79,7 @@ class Counter:
     def __init__(self):
         self.count = 0
 
-    def __call__(self, z: Array) -> Array:
+    def __call__(self, z: Vector) -> Array:
         zero = jax.ShapeDtypeStruct((), jnp.result_type(float))
         return jax.pure_callback(self._add, zero, z.ravel(), vmap_method="expand_dims")
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from enkg_ppl import GaussianLikelihood, GaussianPrior, InverseProblem
+from enkg_ppl._types import Vector
 from validation.posteriors.closed_form import GaussianPosterior
 from validation.target import Target, Truth
 
@@ -26,7 +27,7 @@ class Hartley(eqx.Module):
 
     size: int = eqx.field(static=True)
 
-    def __call__(self, x: Float[Array, " dim"]) -> Float[Array, " dim"]:
+    def __call__(self, x: Vector) -> Float[Array, " dim"]:
         spectrum = jnp.fft.fft2(x.reshape(self.size, self.size), norm="ortho")
         return (spectrum.real - spectrum.imag).ravel()
 
@@ -36,7 +37,7 @@ class AtPoints(eqx.Module):
 
     points: Int[Array, " data"]
 
-    def __call__(self, x: Float[Array, " dim"]) -> Float[Array, " data"]:
+    def __call__(self, x: Vector) -> Float[Array, " data"]:
         return x[self.points]
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from enkg_ppl import GaussianLikelihood, InverseProblem, MixturePrior
+from enkg_ppl._types import Vector
 from validation.target import Target, Truth
 
 DIMS, NUM_DATA, NUM_INSTANCES = (8, 80, 800), (1, 2, 4), 3
@@ -83,7 +84,7 @@ class MixtureProblem:
 class _Linear(eqx.Module):
     A: Float[Array, "data dim"]
 
-    def __call__(self, x: Float[Array, " dim"]) -> Float[Array, " data"]:
+    def __call__(self, x: Vector) -> Float[Array, " data"]:
         return self.A @ x
 
 
