@@ -94,7 +94,7 @@ def test_truth_by_weighted_prior_draws(name):
         problem = model.problem()
         z = jr.normal(jr.key(0), (200_000, model.dim))
         log_weights = np.asarray(jax.jit(jax.vmap(problem.log_likelihood))(z))
-        values = target.flatten(jax.jit(jax.vmap(lambda z: model.replay(z)[0]))(z))
+        values = target.flatten(jax.jit(jax.vmap(lambda z: model.simulator.replay(z)[0]))(z))
     weights = np.exp(log_weights - log_weights.max())
     share = weights / weights.sum()
     ess = 1 / np.sum(share**2)
@@ -365,7 +365,7 @@ def test_smc_truth_by_weighted_prior_draws(name):
     problem = model.problem()
     z = jr.normal(jr.key(0), (1_000_000, model.dim))
     log_weights = np.asarray(jax.jit(jax.vmap(problem.log_likelihood))(z))
-    values = target.flatten(jax.jit(jax.vmap(lambda z: model.replay(z)[0]))(z))
+    values = target.flatten(jax.jit(jax.vmap(lambda z: model.simulator.replay(z)[0]))(z))
     weights = np.exp(log_weights - log_weights.max())
     share = weights / weights.sum()
     mean = share @ values

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from enkg_ppl._types import Vector
 from validation.target import Draws, Target
 
 
