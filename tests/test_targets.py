@@ -373,4 +373,5 @@ def test_smc_truth_by_weighted_prior_draws(name):
     error = np.sqrt(share**2 @ (values - mean) ** 2 + truth.sds**2 / (len(truth.draws) / 10))
     assert np.all(np.abs(mean - truth.means) < 4 * error)
     log_evidence = math.log(weights.mean()) + log_weights.max()
-    assert log_evidence == pytest.approx(truth.log_evidence, abs=0.1)
+    # Standard errors: of the weighted prior draws, and 0.05 for the particles.
+    assert abs(log_evidence - truth.log_evidence) < 4 * math.hypot(np.sum(share**2) ** 0.5, 0.05)
