@@ -90,9 +90,9 @@ def mix(
         before = evaluate.count
         for k in (0, 1):
             close, heavy = references[k].fitted(rng, halves[1 - k].z)
-            for _ in range(num_jumps):
+            for reference in (close, heavy)[:num_jumps]:
                 fresh = rng.random(len(halves[k].z)) < fresh_share
-                halves[k], moved = jump(rng, evaluate, target, close, halves[k], fresh)
+                halves[k], moved = jump(rng, evaluate, target, reference, halves[k], fresh)
                 accepted += [moved[~fresh].sum(), moved[fresh].sum()]
                 tried += [(~fresh).sum(), fresh.sum()]
             halves[k] = slice_move(rng, evaluate, target, heavy, halves[k])
@@ -110,7 +110,7 @@ def mix(
 
 
 class _References:
-    """The references of one half's moves: one for jumps, and one for slices."""
+    """The references of one half's moves: the closest, for jumps, and one with heavy tails, for jumps and slices."""
 
     def __init__(self, cycles: Cycles, given: StudentMixture | None):
         self.cycles, self.given = cycles, given
@@ -126,7 +126,7 @@ class _References:
         close = fit(rng, other, self.shape, self.cycles.room)
         if self.shape.df == DFS[0]:
             return close, close
-        # Where the reference's tails are thinner than the target's, slices stall: theirs are heavy.
+        # Where the reference's tails are thinner than the target's, slices stall and jumps never get there.
         return close, fit(rng, other, Shape(self.shape.size, DFS[0]), self.cycles.room)
 
 

@@ -14,9 +14,9 @@ from enkg_ppl._refine._base import Progress, Refinement, host_rng, standardised
 from enkg_ppl._refine._blocks import block_size
 from enkg_ppl._refine._coordinates import decode_all, encode_all
 from enkg_ppl._refine._linearised import simulated_reference
-from enkg_ppl._refine._mixing import Cycles, best_fit, mix, most_components
+from enkg_ppl._refine._mixing import DFS, Cycles, best_fit, mix, most_components
 from enkg_ppl._refine._moves import Group
-from enkg_ppl._refine._reference import StudentMixture, fit, inflated, mean_log_prob
+from enkg_ppl._refine._reference import Shape, StudentMixture, fit, inflated, mean_log_prob
 from enkg_ppl._refine._target import Start, Target, log_weights
 from enkg_ppl._types import Ensemble, Key
 
@@ -149,7 +149,9 @@ class TemperedSMC(Refinement):
         shape, score = best_fit(rng, z, self.num_components, room)
         if linearised is not None and mean_log_prob(linearised, z) > score:
             return Start(inflated(linearised, self.inflation[1]), self.prior_share[stage])
-        return Start(inflated(fit(rng, z, shape, room), self.inflation[stage]), self.prior_share[stage])
+        # Heavy tails, whatever fits best: what the start leaves out, weights cannot bring back.
+        mixture = fit(rng, z, Shape(shape.size, DFS[0]), room)
+        return Start(inflated(mixture, self.inflation[stage]), self.prior_share[stage])
 
     def _temper(
         self,
