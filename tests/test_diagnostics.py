@@ -18,7 +18,7 @@ def psis_khat(log_weights):
     if int(az.__version__.split(".")[0]) >= 1:
         from arviz_stats.base import array_stats
 
-        return float(array_stats.psislw(log_weights)[1])
+        return float(array_stats.psislw(-log_weights)[1])  # there it takes log likelihoods, the weights' inverse
     return float(az.psislw(log_weights)[1])
 
 
