@@ -22,11 +22,12 @@ def psis_khat(log_weights):
     return float(az.psislw(log_weights)[1])
 
 
-@pytest.mark.parametrize(("n", "sd"), [(100, 1.0), (1000, 0.5), (2000, 2.0), (2000, 4.0), (5000, 1.5)])
+@pytest.mark.parametrize(("n", "sd"), [(100, 1.0), (400, 0.5), (2500, 2.0), (3600, 4.0), (4900, 1.5)])
 def test_khat_is_arvizs(n, sd):
+    """Where 3 sqrt(n) is a whole number: elsewhere the two lines of ArviZ cut the tail one draw apart."""
     log_weights = sd * np.random.default_rng(n).standard_normal(n)
-    np.testing.assert_allclose(pareto_khat(log_weights), psis_khat(log_weights), atol=0.02)
-    np.testing.assert_allclose(pareto_khat(np.append(log_weights, -np.inf)), pareto_khat(log_weights), atol=0.02)
+    np.testing.assert_allclose(pareto_khat(log_weights), psis_khat(log_weights), rtol=1e-6)
+    assert pareto_khat(np.append(log_weights, -np.inf)) == pareto_khat(log_weights)
 
 
 def test_khat_of_no_tail():
