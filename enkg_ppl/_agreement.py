@@ -9,7 +9,7 @@ from jax.scipy.special import gammaincc, ndtri
 from jaxtyping import Float
 
 from enkg_ppl._refine._mixing import SIZES, best_fit
-from enkg_ppl._refine._reference import fit
+from enkg_ppl._refine._reference import fit, labels
 
 Draws = Float[np.ndarray, "ensembles particles dim"]
 MOST_MODES = 8
@@ -63,24 +63,11 @@ def _balance(rng: np.random.Generator, z: Draws) -> tuple[int, float]:
     if shape.size == 1:
         return 1, 1.0
     mixture = fit(rng, chosen, shape, room)
-    labels = _labels(mixture, flat).reshape(m, n)
-    counts = np.stack([np.bincount(row, minlength=room) for row in labels])
+    found = labels(mixture, flat).reshape(m, n)
+    counts = np.stack([np.bincount(row, minlength=room) for row in found])
     counts = counts[:, counts.sum(axis=0) >= 5 * m]  # fewer draws make no chi-square
     if counts.shape[1] < 2:
         return 1, 1.0
     expected = counts.sum(axis=0) * counts.sum(axis=1, keepdims=True) / counts.sum()
     statistic = float(((counts - expected) ** 2 / expected).sum())
     return counts.shape[1], float(gammaincc((m - 1) * (counts.shape[1] - 1) / 2, statistic / 2))
-
-
-def _labels(mixture, z: Float[np.ndarray, "draws dim"]) -> np.ndarray:
-    """The likeliest component of every draw."""
-    log_weights, means, whiteners = (
-        np.asarray(a, float) for a in (mixture.log_weights, mixture.means, mixture.whiteners)
-    )
-    df, d = float(mixture.df), z.shape[1]
-    joint = np.empty((len(z), len(means)))
-    for k, (log_weight, mean, whitener) in enumerate(zip(log_weights, means, whiteners, strict=True)):
-        delta = (((z - mean) @ whitener.T) ** 2).sum(axis=1)
-        joint[:, k] = log_weight + np.log(np.diag(whitener)).sum() - 0.5 * (df + d) * np.log1p(delta / df)
-    return joint.argmax(axis=1)

@@ -82,7 +82,7 @@ def diagnose(
         warnings += _khat_warning(khat)
     if checks:
         check = checks[0]
-        result.update({name: value for name, value in check._asdict().items() if name != "chi2_tail"})
+        result.update(check.stats())
         warnings += check.warnings()
     elif chi2_per_datum is not None:
         result["chi2_per_datum"] = chi2_per_datum

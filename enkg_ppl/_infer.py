@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import equinox as eqx
+import jax
 import jax.random as jr
 
 from enkg_ppl._correction import Correction, KalmanCorrection
+from enkg_ppl._field_diagnostics import NUM_PRIOR_DRAWS, check_ensemble
+from enkg_ppl._flow import Flow
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._guide import guide
 from enkg_ppl._posterior import Posterior
+from enkg_ppl._prior import Prior
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._refine import DiffusionWaltz, LatentSlice, Refinement, TemperedSMC
 from enkg_ppl._refine._blocks import block_size
@@ -39,6 +44,7 @@ def infer(
     max_forward_evaluations: int | None = None,
     chunk_size: int | None = None,
     guided: bool = True,
+    check: bool = True,
     evaluator: Evaluator | None = None,
     progress: Progress | None = None,
 ) -> Posterior:
@@ -47,9 +53,10 @@ def infer(
     `correction`, `schedule`: of the guided flow. `refine`: "auto", a refinement, or None for the guided ensemble as it
     is. `max_forward_evaluations`: of the simulator, never exceeded. `chunk_size`: particles simulated at a time, to
     bound memory. `guided`: False leaves the guided flow out (where the likelihood offers no working response).
-    `evaluator`: simulates and counts, for this problem.
+    `check`: whether a guided ensemble that nothing refines is simulated once more, to see whether it is the posterior
+    (see `enkg_ppl._field_diagnostics`). `evaluator`: simulates and counts, for this problem.
 
-    Returns a `Posterior`; its `stats` say what was chosen and why.
+    Returns a `Posterior`; its `stats` say what was chosen and why, its `messages` what should not be trusted.
     Raises `ValueError` where the budget is too small for this many particles.
     """
     refinement, reason = choose(problem, num_particles) if refine == "auto" else (refine, "asked for")
@@ -62,7 +69,7 @@ def infer(
     flow = None
     if guided:
         num_guided = num_particles if refinement is None else refinement.num_guided(num_particles, problem.dim)
-        reserve = 0 if refinement is None else LEAST * num_particles
+        reserve = (int(check) if refinement is None else LEAST) * num_particles
         correction = _affordable(correction, schedule, num_guided, evaluate.remaining - reserve, refinement)
         if correction is not None:
             flow = guide(
@@ -76,9 +83,9 @@ def infer(
             )
     if refinement is None:
         if flow is None:
-            raise ValueError(_too_few(max_forward_evaluations, num_particles, 2 * num_particles))
+            raise ValueError(_too_few(max_forward_evaluations, num_particles, (2 + check) * num_particles))
         flow.stats["refinement"] = "none: asked for"
-        return flow
+        return _checked(flow, problem, evaluate) if check else flow
     if evaluate.remaining < LEAST * num_particles:
         raise ValueError(_too_few(max_forward_evaluations, num_particles, LEAST * num_particles))
     posterior = refinement.run(
@@ -94,6 +101,29 @@ def infer(
         posterior.method = f"{flow.method} + {posterior.method}"
     posterior.stats = {"refinement": f"{type(refinement).__name__}: {reason}", **posterior.stats}
     return posterior
+
+
+def _checked(flow: Posterior, problem: InverseProblem, evaluate: Evaluator) -> Posterior:
+    """The guided ensemble, with what one more simulation of every particle says about it."""
+    if evaluate.remaining < flow.num_particles:
+        flow.messages.append(
+            "the budget left no evaluation to check the guided ensemble: raise max_forward_evaluations"
+        )
+        return flow
+    draw = eqx.filter_jit(lambda prior, keys: jax.vmap(Flow(prior).sample)(keys))
+    prior_draws = draw(problem.prior, jr.split(jr.key(0), NUM_PRIOR_DRAWS))
+    log_likelihood, response = evaluate.log_likelihood_and_response(flow.draws)
+    found = check_ensemble(flow.draws, *response, prior_draws, flow.slope)
+    flow.num_forward_evaluations += flow.num_particles
+    flow.log_likelihood = log_likelihood
+    flow.stats |= found.stats()
+    flow.messages += found.warnings()
+    return flow
+
+
+@eqx.filter_jit
+def _prior_draws(prior: Prior, keys):
+    return jax.vmap(Flow(prior).sample)(keys)
 
 
 LEAST = 4  # evaluations a draw that any refinement needs to be of use

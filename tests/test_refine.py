@@ -11,6 +11,7 @@ from enkg_ppl import (
     GaussianLikelihood,
     GaussianPrior,
     InverseProblem,
+    KalmanCorrection,
     LatentSlice,
     MixturePrior,
     TemperedSMC,
@@ -243,6 +244,30 @@ def test_a_hopeless_budget_is_refused():
         infer(jr.key(4), LINEAR, num_particles=64, refine=None, guided=False)
 
 
+def test_a_guided_ensemble_is_checked():
+    """One more evaluation a particle, and a sentence where the draws are not the posterior."""
+    right = infer(jr.key(5), LINEAR, num_particles=64, refine=None)
+    assert right.num_forward_evaluations == 64 * (KalmanCorrection().num_steps + 1)
+    assert not right.messages
+    expected = jax.vmap(LINEAR.log_likelihood)(jnp.asarray(right.draws))
+    np.testing.assert_allclose(np.asarray(right.log_likelihood), expected, rtol=1e-10)
+    steep = InverseProblem(LINEAR.prior, lambda x: jnp.exp(3 * x[:1]), GaussianLikelihood(jnp.array([2.0]), 0.5))
+    assert any("bends" in m for m in infer(jr.key(5), steep, num_particles=64, refine=None).messages)
+    unseen = infer(jr.key(5), steep, num_particles=64, refine=None, check=False)
+    assert not unseen.messages
+    assert unseen.log_likelihood is None
+
+
+def test_a_check_keeps_to_the_budget():
+    posterior = infer(jr.key(5), LINEAR, num_particles=64, refine=None, max_forward_evaluations=64 * 7)
+    assert posterior.num_forward_evaluations == 64 * 7
+    assert "chi2_per_datum" in posterior.stats
+    usual = KalmanCorrection()
+    posterior = infer(jr.key(5), LINEAR, num_particles=64, refine=None, correction=usual, max_forward_evaluations=1280)
+    assert posterior.num_forward_evaluations == 64 * usual.num_steps
+    assert "left no evaluation to check" in posterior.messages[0]
+
+
 def test_start_is_stratified(reference):
     """Each component gets its share of the particles to the nearest one or two, not to sampling noise."""
     far = gaussian(np.full(DIM, 50.0), np.eye(DIM), 25.0, ROOM)
@@ -276,6 +301,7 @@ def test_zero_likelihood_regions_are_left():
     ("bad", "words"),
     [
         ({"target_ess": (1.0, 0.2)}, r"0 < target_ess < 1, two of them; got target_ess=.1.0, 0.2"),
+        ({"target_ess": 0.5}, "target_ess as a tuple of two numbers; got target_ess=0.5"),
         ({"num_components": 0}, "num_components >= 1"),
         ({"prior_share": (0.2, 0.0)}, "0 < prior_share < 1"),
         ({"num_scouts": 3}, "num_scouts >= 4; got 3"),

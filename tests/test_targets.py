@@ -111,7 +111,16 @@ def test_banana_by_a_grid():
         return math.exp(-0.5 * (t1**2 + t2**2 + ((1 - t2 - t1**2) / 0.2) ** 2)) / (2 * math.pi) ** 1.5 / 0.2
 
     total = integrate.dblquad(density, -3.5, 3.5, -6, 4)[0]
-    assert math.log(total) == pytest.approx(smooth.banana_truth().log_evidence, abs=1e-3)
+    truth = smooth.banana_truth()
+    assert math.log(total) == pytest.approx(truth.log_evidence, abs=1e-3)
+    t1, t2 = np.meshgrid(np.linspace(-3.5, 3.5, 1401), np.linspace(-6, 4, 2001), indexing="ij")
+    weights = np.exp(-0.5 * (t1**2 + t2**2 + ((1 - t2 - t1**2) / 0.2) ** 2))
+    weights /= weights.sum()
+    for value, mean, sd in zip((t1, t2), truth.means, truth.sds, strict=True):
+        exact = np.sum(weights * value)
+        exact_sd = np.sqrt(np.sum(weights * (value - exact) ** 2))
+        assert abs(mean - exact) < 1e-4 * exact_sd
+        assert abs(sd / exact_sd - 1) < 1e-4
 
 
 def test_stationary_field():
@@ -172,6 +181,24 @@ def test_parallel_tempering_by_a_grid():
     ):
         means = feature.mean(axis=1)
         assert abs(means.mean() - exact) < 5 * means.std(ddof=1) / math.sqrt(8)
+
+
+@pytest.mark.parametrize("parity", [0, 1])
+def test_exchanges_leave_every_temperature_as_it_is(parity):
+    """N(0, 1) with the likelihood exp(-2 x^2) at four temperatures: 65,536 exact ladders, one exchange each.
+
+    Means of x^2 within 4.5 standard errors; with half the ratio they are 20 and more off.
+    """
+    betas, n = jnp.array([0.0, 0.2, 0.5, 1.0]), 65_536
+    variances = 1 / (1 + 4 * np.asarray(betas))
+    x = np.random.default_rng(0).standard_normal((n, 4)) * np.sqrt(variances)
+    swap = jax.jit(jax.vmap(lambda key, x: tempering.exchange(key, x[:, None], -2 * x**2, betas, jnp.asarray(parity))))
+    after, accepted = swap(jr.split(jr.key(2), n), jnp.asarray(x))
+    accepted = np.asarray(accepted).mean(axis=0)
+    paired = np.array([True] * 4 if parity == 0 else [False, True, True, False])
+    assert np.all((accepted > 0.3) == paired)
+    errors = (np.asarray(after)[..., 0] ** 2).mean(axis=0) / variances - 1
+    assert np.all(np.abs(errors) < 4.5 * (2 / n) ** 0.5)
 
 
 def test_nonlinear_fields():

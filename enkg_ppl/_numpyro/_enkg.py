@@ -20,7 +20,7 @@ from numpyro.infer import MCMC
 from enkg_ppl._blackbox import raise_host_failure
 from enkg_ppl._correction import Correction
 from enkg_ppl._diagnostics import Diagnostics, diagnose
-from enkg_ppl._field_diagnostics import check_ensemble
+from enkg_ppl._field_diagnostics import NUM_PRIOR_DRAWS, check_ensemble
 from enkg_ppl._forward import Evaluator, ensemble_forward
 from enkg_ppl._infer import LEAST, Progress, infer
 from enkg_ppl._numpyro._model import ModelError, NumPyroModel, Observation, Simulator
@@ -32,7 +32,6 @@ from enkg_ppl._refine import Refinement
 from enkg_ppl._refine._blocks import block_size
 from enkg_ppl._schedule import Schedule
 
-NUM_PRIOR_DRAWS = 1024  # that the spread of a guided ensemble is compared with; they cost no simulation
 SEED_PRIOR, SEED_PREDICTIVE = 0, 1  # of what `to_arviz` draws on request
 
 
@@ -150,6 +149,7 @@ class EnKG(MCMC):
             refine=self.refine,
             max_forward_evaluations=budget,
             guided=bool(numpyro_model.guided),
+            check=False,  # the last look at the draws does that
             evaluator=evaluator,
             progress=Progress(bar.guide, bar.refine),
         )

@@ -57,6 +57,15 @@ class _Decoded(eqx.Module):
         return self.problem.forward(decode(self.problem.prior, z))
 
 
+def check_halves(refinement: Refinement, num_particles: int) -> None:
+    """Refuse ensembles whose halves cannot be references for each other."""
+    if num_particles < 4:
+        name = type(refinement).__name__
+        raise ValueError(
+            f"{name} needs at least 4 particles, two in each half of the ensemble; got num_particles={num_particles}"
+        )
+
+
 def host_rng(key: Key) -> np.random.Generator:
     """Random numbers of the refinements, which loop on the host: drawn by NumPy, they compile nothing."""
     return np.random.default_rng(np.asarray(jr.key_data(key)).ravel())

@@ -7,7 +7,7 @@ import numpy as np
 
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._posterior import Posterior
-from enkg_ppl._refine._base import Progress, Refinement, host_rng, standardised
+from enkg_ppl._refine._base import Progress, Refinement, check_halves, host_rng, standardised
 from enkg_ppl._refine._blocks import block_size
 from enkg_ppl._refine._coordinates import decode_all, encode_all
 from enkg_ppl._refine._linearised import simulated_reference
@@ -51,11 +51,7 @@ class LatentSlice(Refinement):
         evaluator: Evaluator | None = None,
         progress: Progress | None = None,
     ) -> Posterior:
-        if num_particles < 4:
-            raise ValueError(
-                "LatentSlice needs at least 4 particles, two in each half of the ensemble; "
-                f"got num_particles={num_particles}"
-            )
+        check_halves(self, num_particles)
         progress = progress or (lambda fraction, words: None)
         evaluate = evaluator or Evaluator(standardised(problem), block_size(num_particles))
         count, num_failed, rng = evaluate.count, evaluate.num_failed, host_rng(key)

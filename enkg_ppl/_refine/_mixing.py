@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._refine._moves import Group, jump, slice_move
-from enkg_ppl._refine._reference import Shape, StudentMixture, best_shape, fit, mean_log_prob
+from enkg_ppl._refine._reference import Shape, StudentMixture, best_shape, fit, labels, mean_log_prob
 from enkg_ppl._refine._target import Target
 from enkg_ppl._types import AnyArray, Ensemble
 
@@ -17,6 +17,8 @@ from enkg_ppl._types import AnyArray, Ensemble
 NUM_JUMPS = 2  # of each particle in a cycle, before its slice move
 SIZES, DFS = (1, 2, 4, 8, 16), (5.0, 25.0)
 USELESS = 0.02  # acceptance of jumps below which there are no more of them
+# Components of the reference that hold a smaller share of the particles do not count as places of their own.
+LEAST_SHARE = 0.02
 # A jump draws a fresh place as often as such jumps were accepted lately, within these bounds.
 FRESH_BOUNDS = (0.1, 0.9)
 
@@ -26,7 +28,8 @@ class Cycles:
     """When to stop, and the reference of the moves.
 
     `num_components`: of the mixture, at most; `room`: for how many there is room. `max_correlation`: the largest, over
-    ranks of z, of its distance from the median and of the log likelihood, between the ensemble now and at the start.
+    ranks of z, of its distance from the median and of the log likelihood, and over membership in the components of the
+    first reference, between the ensemble now and at the start.
     `least`, `most`: number of cycles.
     """
 
@@ -80,7 +83,8 @@ def mix(
     num_particles = len(ensemble.z)
     # Correlations of independent ensembles scatter by 1 / sqrt(J): no use in waiting for less.
     limit = max(cycles.max_correlation, 3 / num_particles**0.5)
-    start = features(*ensemble)
+    start = ensemble
+    places: StudentMixture | None = None  # components that particles are to move between
     half = num_particles // 2
     halves = [Group(*(a[:half] for a in ensemble)), Group(*(a[half:] for a in ensemble))]
     references = [_References(cycles, reference) for _ in halves]
@@ -90,6 +94,8 @@ def mix(
         before = evaluate.count
         for k in (0, 1):
             close, heavy = references[k].fitted(rng, halves[1 - k].z)
+            if places is None:
+                places = close
             for reference in (close, heavy)[:num_jumps]:
                 fresh = rng.random(len(halves[k].z)) < fresh_share
                 halves[k], moved = jump(rng, evaluate, target, reference, halves[k], fresh)
@@ -100,8 +106,12 @@ def mix(
         fresh_share = float(np.clip(2 * accepted[1] / max(tried[1], 1), *FRESH_BOUNDS))
         if np.all(accepted < USELESS * tried):
             num_jumps = 0  # in many dimensions only slices get anywhere
+        assert places is not None
         ensemble = Group(*(np.concatenate(pair) for pair in zip(*halves, strict=True)))
-        correlation = largest_correlation(start, features(*ensemble))
+        correlation = max(
+            largest_correlation(features(*start), features(*ensemble)),
+            largest_correlation(memberships(places, start.z), memberships(places, ensemble.z)),
+        )
         out_of_budget = evaluate.remaining - reserve < 1.2 * (evaluate.count - before)
         if out_of_budget:
             break
@@ -139,6 +149,17 @@ def features(z: Ensemble, log_likelihood: Float[AnyArray, " particles"]) -> Floa
     columns = np.concatenate([z, np.abs(z - np.median(z, axis=0)), log_likelihood[:, None]], axis=1)
     ranks = np.argsort(np.argsort(columns, axis=0), axis=0).astype(float)
     return (ranks - ranks.mean(axis=0)) / ranks.std(axis=0)
+
+
+def memberships(places: StudentMixture, z: Ensemble) -> Float[np.ndarray, "particles components"]:
+    """Which component each particle is in, standardised over the ensemble; zero where hardly any or all are.
+
+    Particles may move about freely within a light mode, so that ranks are forgotten, and hardly ever leave it.
+    """
+    inside = labels(places, np.asarray(z, float))[:, None] == np.arange(len(places.log_weights))
+    share = inside.mean(axis=0)
+    held = (share > LEAST_SHARE) & (share < 1 - LEAST_SHARE)
+    return (inside - share) / np.sqrt(np.where(held, share * (1 - share), np.inf))
 
 
 def largest_correlation(a: Float[np.ndarray, "particles features"], b) -> float:

@@ -174,6 +174,19 @@ def mean_log_prob(mixture: StudentMixture, z: Ensemble) -> float:
     return float(_mean_log_prob(mixture, *_padded(np.asarray(z))))
 
 
+def labels(mixture: StudentMixture, z: Ensemble) -> np.ndarray:
+    """The likeliest component of every particle."""
+    log_weights, means, whiteners = (
+        np.asarray(a, float) for a in (mixture.log_weights, mixture.means, mixture.whiteners)
+    )
+    df, d = float(mixture.df), z.shape[1]
+    joint = np.empty((len(z), len(means)))
+    for k, (log_weight, mean, whitener) in enumerate(zip(log_weights, means, whiteners, strict=True)):
+        delta = (((z - mean) @ whitener.T) ** 2).sum(axis=1)
+        joint[:, k] = log_weight + np.log(np.diag(whitener)).sum() - 0.5 * (df + d) * np.log1p(delta / df)
+    return joint.argmax(axis=1)
+
+
 def _numbers(rng: np.random.Generator, z: np.ndarray, room: int) -> np.ndarray:
     return rng.random((room, len(z))).astype(z.dtype)
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._posterior import Posterior
-from enkg_ppl._refine._base import Progress, Refinement, host_rng, standardised
+from enkg_ppl._refine._base import Progress, Refinement, check_halves, host_rng, standardised
 from enkg_ppl._refine._blocks import block_size
 from enkg_ppl._refine._coordinates import decode_all, encode_all
 from enkg_ppl._refine._linearised import simulated_reference
@@ -21,6 +21,10 @@ from enkg_ppl._refine._target import Start, Target, log_weights
 from enkg_ppl._types import Ensemble, Key
 
 NUM_BISECTIONS = 60
+PAIRS = ("target_ess", "max_correlation", "min_cycles", "max_cycles", "prior_share", "inflation")
+LEAST_SCOUTS, SCOUTS_PER_DIM = 512, 8
+# Evaluations a particle that are kept for the whole ensemble, and that scouts must at least have, to be sent.
+RESERVE, RESERVE_SCOUTS = 5, 8
 
 
 @dataclasses.dataclass
@@ -68,6 +72,10 @@ class TemperedSMC(Refinement):
     inflation: tuple[float, float] = eqx.field(static=True, default=(2.0, 1.2))
 
     def __check_init__(self):
+        for name in PAIRS:
+            value = getattr(self, name)
+            if not (isinstance(value, tuple) and len(value) == 2):
+                raise ValueError(f"TemperedSMC needs {name} as a tuple of two numbers; got {name}={value!r}")
         if not all(0 < share < 1 for share in self.target_ess):
             raise ValueError(f"TemperedSMC needs 0 < target_ess < 1, two of them; got target_ess={self.target_ess}")
         if self.num_components < 1:
@@ -93,32 +101,23 @@ class TemperedSMC(Refinement):
         evaluator: Evaluator | None = None,
         progress: Progress | None = None,
     ) -> Posterior:
-        if num_particles < 4:
-            raise ValueError(
-                "TemperedSMC needs at least 4 particles, two in each half of the ensemble; "
-                f"got num_particles={num_particles}"
-            )
-        progress = progress or (lambda fraction, words: None)
+        check_halves(self, num_particles)
         evaluate = evaluator or Evaluator(standardised(problem), block_size(num_particles))
         count, num_failed = evaluate.count, evaluate.num_failed
-        rng = host_rng(key)
-        start, stage, runs = None, 0, []
         room = most_components(num_particles // 2, problem.dim, self.num_components)
         linearised = simulated_reference(evaluate, problem, room)
+        dtype = problem.prior.location.dtype
+        tempering = _Tempering(self, host_rng(key), evaluate, room, linearised, problem.dim, dtype, progress)
+        start, stage, runs = None, 0, []
         if guided is not None:
-            z = encode_all(problem.prior, guided, evaluate.batch_size)
-            start = self._start(rng, z, 0, linearised, room)
+            start = tempering.start_from(encode_all(problem.prior, guided, evaluate.batch_size), 0)
         reserve = RESERVE * num_particles
         scouts = self._scouts(problem.dim)
         if scouts < num_particles and evaluate.remaining >= reserve + RESERVE_SCOUTS * scouts:
-            progress(0.0, f"{scouts} scouts")
-            runs.append(
-                self._temper(rng, evaluate, problem, start, 0, scouts, False, reserve, linearised, room, progress)
-            )
-            start, stage = self._start(rng, runs[0].ensemble.z, 1, linearised, room), 1
-        runs.append(
-            self._temper(rng, evaluate, problem, start, stage, num_particles, True, 0, linearised, room, progress)
-        )
+            tempering.say(0.0, f"{scouts} scouts")
+            runs.append(tempering.run(scouts, start, stage, reserve))
+            start, stage = tempering.start_from(runs[0].ensemble.z, 1), 1
+        runs.append(tempering.run(num_particles, start, stage, None))
         last = runs[-1]
         levels = [level for run in runs for level in run.levels]
         x = decode_all(problem.prior, last.ensemble.z, evaluate.batch_size)
@@ -144,34 +143,43 @@ class TemperedSMC(Refinement):
             log_weights=last.log_weights,
         )
 
-    def _start(self, rng, z: Ensemble, stage: int, linearised: StudentMixture | None, room: int) -> Start:
-        """What covers an ensemble, guided (stage 0) or scouts (1): a mixture, or the linearised posterior if better."""
-        shape, score = best_fit(rng, z, self.num_components, room)
-        if linearised is not None and mean_log_prob(linearised, z) > score:
-            return Start(inflated(linearised, self.inflation[1]), self.prior_share[stage])
-        # Heavy tails, whatever fits best: what the start leaves out, weights cannot bring back.
-        mixture = fit(rng, z, Shape(shape.size, DFS[0]), room)
-        return Start(inflated(mixture, self.inflation[stage]), self.prior_share[stage])
 
-    def _temper(
-        self,
-        rng,
-        evaluate: Evaluator,
-        problem,
-        start: Start | None,
-        stage: int,
-        n: int,
-        last: bool,
-        reserve,
-        linearised,
-        room,
-        progress,
-    ):
-        """Temper `n` particles from the start to the posterior; leave `reserve` evaluations."""
-        block = evaluate.batch_size
-        dtype = problem.prior.location.dtype
+@dataclasses.dataclass
+class _Tempering:
+    """What the scouts' run and the whole ensemble's share: settings, random numbers, simulator, references."""
+
+    settings: TemperedSMC
+    rng: np.random.Generator
+    evaluate: Evaluator
+    room: int  # for components of a mixture
+    linearised: StudentMixture | None
+    dim: int
+    dtype: np.dtype
+    progress: Progress | None
+
+    def say(self, fraction: float, words: str) -> None:
+        if self.progress is not None:
+            self.progress(fraction, words)
+
+    def start_from(self, z: Ensemble, stage: int) -> Start:
+        """What covers an ensemble, guided (stage 0) or scouts (1): a mixture, or the linearised posterior if better."""
+        prior_share, inflation = self.settings.prior_share[stage], self.settings.inflation
+        shape, score = best_fit(self.rng, z, self.settings.num_components, self.room)
+        if self.linearised is not None and mean_log_prob(self.linearised, z) > score:
+            return Start(inflated(self.linearised, inflation[1]), prior_share)
+        # Heavy tails, whatever fits best: what the start leaves out, weights cannot bring back.
+        mixture = fit(self.rng, z, Shape(shape.size, DFS[0]), self.room)
+        return Start(inflated(mixture, inflation[stage]), prior_share)
+
+    def run(self, n: int, start: Start | None, stage: int, reserve: int | None) -> _Run:
+        """Temper `n` particles from the start to the posterior.
+
+        `reserve`: evaluations to leave for the run that follows; None where this is the last one.
+        """
+        evaluate, rng, target_ess = self.evaluate, self.rng, self.settings.target_ess[stage]
+        block, last, reserve = evaluate.batch_size, reserve is None, reserve or 0
         if start is None:
-            z = rng.standard_normal((n, problem.dim)).astype(dtype)
+            z = rng.standard_normal((n, self.dim)).astype(self.dtype)
         else:
             z = start.sample(rng, n, block)
         log_likelihood = evaluate.log_likelihood(z)
@@ -186,8 +194,8 @@ class TemperedSMC(Refinement):
             before = evaluate.count
             affordable = evaluate.remaining - reserve >= cost
             weights = log_weights(start, *run.ensemble, block)
-            step, ess = _step(weights, 1 - beta, self.target_ess[stage] if affordable else 0.0)
-            if not affordable and not (last and step >= 1 - beta and ess >= self.target_ess[stage]):
+            step, ess = _step(weights, 1 - beta, target_ess if affordable else 0.0)
+            if not affordable and not (last and step >= 1 - beta and ess >= target_ess):
                 run.stopped_at = beta
             beta = 1.0 if step >= 1 - beta else beta + step
             run.log_weights = np.where(np.isfinite(weights), step * weights, -np.inf)
@@ -195,24 +203,20 @@ class TemperedSMC(Refinement):
             chosen = _systematic(rng.random(), run.log_weights)
             chosen = chosen[rng.permutation(n)]  # the halves of the ensemble must not sort the particles
             run.ensemble = Group(*(a[chosen] for a in run.ensemble))
-            end = last and beta == 1
-            cycles = Cycles(
-                self.num_components, room, self.max_correlation[end], self.min_cycles[end], self.max_cycles[end]
-            )
-            target = Target(np.asarray(beta, dtype), start)
+            cycles = self._cycles(end=last and beta == 1)
+            target = Target(np.asarray(beta, self.dtype), start)
             run.ensemble, mixed = mix(
-                rng, evaluate, target, run.ensemble, cycles, reference=linearised, reserve=reserve
+                rng, evaluate, target, run.ensemble, cycles, reference=self.linearised, reserve=reserve
             )
             cost = evaluate.count - before
             level = {"beta": beta, "ess": ess, "num_particles": n, "evaluations": cost}
             run.levels.append(level | dataclasses.asdict(mixed))
-            progress(beta, f"temperature {beta:.3g}, {evaluate.count:,} evaluations")
+            self.say(beta, f"temperature {beta:.3g}, {evaluate.count:,} evaluations")
         return run
 
-
-LEAST_SCOUTS, SCOUTS_PER_DIM = 512, 8
-# Evaluations a particle that are kept for the whole ensemble, and that scouts must at least have, to be sent.
-RESERVE, RESERVE_SCOUTS = 5, 8
+    def _cycles(self, end: bool) -> Cycles:
+        s = self.settings
+        return Cycles(s.num_components, self.room, s.max_correlation[end], s.min_cycles[end], s.max_cycles[end])
 
 
 def _out_of_budget(runs: list[_Run], limit: int | None) -> list[str]:

@@ -18,7 +18,7 @@ from enkg_ppl._likelihood import Response
 from enkg_ppl._posterior import Posterior
 from enkg_ppl._prior import Prior
 from enkg_ppl._problem import InverseProblem
-from enkg_ppl._refine._base import Progress, Refinement, host_rng
+from enkg_ppl._refine._base import Progress, Refinement, check_halves, host_rng
 from enkg_ppl._refine._blocks import block_size, in_blocks
 from enkg_ppl._refine._noising import Noising, Points, SlopePool
 from enkg_ppl._refine._stationarity import Snapshot, compare
@@ -112,11 +112,7 @@ class DiffusionWaltz(Refinement):
 
         Raises `ValueError` for fewer than four particles, and where no starting particle has a likelihood.
         """
-        if num_particles < 4:
-            raise ValueError(
-                "DiffusionWaltz needs at least 4 particles, two in each half of the ensemble; "
-                f"got num_particles={num_particles}"
-            )
+        check_halves(self, num_particles)
         progress = progress or (lambda fraction, words: None)
         evaluate = _evaluator(problem, num_particles, evaluator)
         count, num_failed = evaluate.count, evaluate.num_failed

@@ -11,6 +11,24 @@ from blackjax.mcmc import elliptical_slice
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 
+def exchange(
+    key: PRNGKeyArray,
+    z: Float[Array, "temperature dim"],
+    log_likelihood: Float[Array, " temperature"],
+    betas: Float[Array, " temperatures"],
+    parity: Array,
+) -> tuple[Float[Array, "temperature dim"], Array]:
+    """Exchanges of neighbours, pairs (0, 1), (2, 3), ... where `parity` is 0; returns z and who moved."""
+    index = jnp.arange(len(betas))
+    partner = jnp.where((index - parity) % 2 == 0, index + 1, index - 1)
+    partner = jnp.where((partner < 0) | (partner >= len(betas)), index, partner)
+    log_ratio = (betas - betas[partner]) * (log_likelihood[partner] - log_likelihood)
+    # Both of a pair must see the same number.
+    number = jax.random.uniform(key, (len(betas),))[jnp.minimum(index, partner)]
+    accepted = (jnp.log(number) < log_ratio) & (partner != index)
+    return z[jnp.where(accepted, partner, index)], accepted
+
+
 def parallel_tempering(
     rng_key: PRNGKeyArray,
     log_likelihood: Callable[[Float[Array, " dim"]], Float[Array, ""]],
@@ -49,22 +67,11 @@ def parallel_tempering(
             state, _ = kernel(key_slice, state, tempered)
         return jnp.where(beta == 0, jax.random.normal(key_fresh, z.shape), jnp.asarray(state.position))
 
-    def exchange(key: PRNGKeyArray, z: Float[Array, "temperature dim"], parity: Array):
-        energies = jax.vmap(log_density)(z)
-        index = jnp.arange(num_temperatures)
-        partner = jnp.where((index - parity) % 2 == 0, index + 1, index - 1)
-        partner = jnp.where((partner < 0) | (partner >= num_temperatures), index, partner)
-        log_ratio = (betas - betas[partner]) * (energies[partner] - energies)
-        # Both of a pair must see the same number.
-        number = jax.random.uniform(key, (num_temperatures,))[jnp.minimum(index, partner)]
-        accepted = (jnp.log(number) < log_ratio) & (partner != index)
-        return z[jnp.where(accepted, partner, index)], accepted
-
     @jax.vmap
     def round_of_one(key: PRNGKeyArray, z: Float[Array, "temperature dim"], parity: Array):
         key_move, key_exchange = jax.random.split(key)
         z = jax.vmap(move)(jax.random.split(key_move, num_temperatures), z, betas)
-        return exchange(key_exchange, z, parity)
+        return exchange(key_exchange, z, jax.vmap(log_density)(z), betas, parity)
 
     def one_round(carry, _):
         key, z, count, accepted = carry
