@@ -110,8 +110,7 @@ def _checked(flow: Posterior, problem: InverseProblem, evaluate: Evaluator) -> P
             "the budget left no evaluation to check the guided ensemble: raise max_forward_evaluations"
         )
         return flow
-    draw = eqx.filter_jit(lambda prior, keys: jax.vmap(Flow(prior).sample)(keys))
-    prior_draws = draw(problem.prior, jr.split(jr.key(0), NUM_PRIOR_DRAWS))
+    prior_draws = _prior_draws(problem.prior, jr.split(jr.key(0), NUM_PRIOR_DRAWS))
     log_likelihood, response = evaluate.log_likelihood_and_response(flow.draws)
     found = check_ensemble(flow.draws, *response, prior_draws, flow.slope)
     flow.num_forward_evaluations += flow.num_particles
