@@ -1,6 +1,6 @@
 # Two commands are enough on a machine with Python >= 3.11 and make:
 #   make demo    a worked problem, start to finish
-#   make test    the tests
+#   make test    the tests, but for the slowest, which make test-all runs too
 # Each sets up what it needs, in .venv/<Python version>, and finds it there the next time.
 
 PYTHON ?= python3
@@ -27,7 +27,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint lint-check lint-format lint-types format hooks clean
+.PHONY: help demo test test-all lint lint-check lint-format lint-types format hooks clean
 
 ifneq (,$(filter-out help clean,$(MAKECMDGOALS)))
 FOUND := $(shell "$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; print("%d.%d %s" % (v + (v >= (3, 11),)))' 2>/dev/null)
@@ -45,12 +45,13 @@ $(shell test -x $(BIN)/python || rm -f $(VENV)/.made $(VENV)/.demo $(VENV)/.test
 endif
 
 help:
-	@echo 'make demo    a worked problem, start to finish'
-	@echo 'make test    the tests; ARGS goes to pytest, as in: make test ARGS="-m \"not slow\" -k flow"'
-	@echo 'make lint    ruff and pyright'
-	@echo 'make format  let ruff mend what it can'
-	@echo 'make hooks   run the linters before every git commit'
-	@echo 'make clean   remove environments, caches and build results'
+	@echo 'make demo      a worked problem, start to finish'
+	@echo 'make test      the tests but for the slowest; ARGS goes to pytest, as in: make test ARGS="-k flow"'
+	@echo 'make test-all  all the tests'
+	@echo 'make lint      ruff and pyright'
+	@echo 'make format    let ruff mend what it can'
+	@echo 'make hooks     run the linters before every git commit'
+	@echo 'make clean     remove environments, caches and build results'
 	@echo
 	@echo 'Environments live in .venv/<Python version>; choose a Python with PYTHON=python3.12.'
 
@@ -58,6 +59,9 @@ demo: $(VENV)/.demo
 	@$(BIN)/python -m models.lynx_hare
 
 test: $(VENV)/.test
+	@$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.test
 	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 lint: lint-check lint-format lint-types

@@ -4,22 +4,60 @@ from enkg_ppl._blackbox import BlackBoxError, blackbox
 from enkg_ppl._correction import Correction, KalmanCorrection, PublishedCorrection
 from enkg_ppl._flow import Flow
 from enkg_ppl._guide import guide
+from enkg_ppl._import import import_adm, import_ddpm, import_diffusers, import_edm
 from enkg_ppl._infer import infer
 from enkg_ppl._likelihood import GaussianLikelihood, Likelihood, PoissonLikelihood, Response, StudentTLikelihood
-from enkg_ppl._numpyro import EnKG, ModelError, UnsupportedPriorError
+from enkg_ppl._network import ADMUNet, ResidualMLP, SongUNet, UNet1d
+from enkg_ppl._numpyro import (
+    DiffusionPrior,
+    DiffusionReparam,
+    EnKG,
+    FittedPrior,
+    ModelError,
+    UnsupportedPriorError,
+    fit_prior,
+)
 from enkg_ppl._posterior import Posterior
-from enkg_ppl._prior import GaussianPrior, MixturePrior, Prior
+from enkg_ppl._prior import (
+    EDM,
+    IDDPM,
+    VE,
+    VP,
+    Direct,
+    Discrete,
+    GaussianPrior,
+    MixturePrior,
+    NetworkPrior,
+    Prior,
+    PriorFileError,
+    ProductPrior,
+    TorchNetwork,
+    load_prior,
+    over_particles,
+    save_prior,
+)
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._refine import DiffusionWaltz, LatentSlice, Refinement, TemperedSMC
 from enkg_ppl._schedule import Karras, Schedule, VarianceExploding, VariancePreserving
+from enkg_ppl._training import LogNormalNoise, TrainingInterrupted, train_prior
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "EDM",
+    "IDDPM",
+    "VE",
+    "VP",
+    "ADMUNet",
     "BlackBoxError",
     "Correction",
+    "DiffusionPrior",
+    "DiffusionReparam",
     "DiffusionWaltz",
+    "Direct",
+    "Discrete",
     "EnKG",
+    "FittedPrior",
     "Flow",
     "GaussianLikelihood",
     "GaussianPrior",
@@ -28,21 +66,39 @@ __all__ = [
     "Karras",
     "LatentSlice",
     "Likelihood",
+    "LogNormalNoise",
     "MixturePrior",
     "ModelError",
+    "NetworkPrior",
     "PoissonLikelihood",
     "Posterior",
     "Prior",
+    "PriorFileError",
+    "ProductPrior",
     "PublishedCorrection",
     "Refinement",
+    "ResidualMLP",
     "Response",
     "Schedule",
+    "SongUNet",
     "StudentTLikelihood",
     "TemperedSMC",
+    "TorchNetwork",
+    "TrainingInterrupted",
+    "UNet1d",
     "UnsupportedPriorError",
     "VarianceExploding",
     "VariancePreserving",
     "blackbox",
+    "fit_prior",
     "guide",
+    "import_adm",
+    "import_ddpm",
+    "import_diffusers",
+    "import_edm",
     "infer",
+    "load_prior",
+    "over_particles",
+    "save_prior",
+    "train_prior",
 ]

@@ -7,6 +7,7 @@ largest noise level to the smallest, so that one tolerance fits the whole path.
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import diffrax
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from enkg_ppl._prior import Prior
+from enkg_ppl._prior._product import ProductPrior
 from enkg_ppl._types import Key, Scalar, Vector
 
 # Exact traces cost `dim` Jacobian-vector products a step; above this they lose to one random probe.
@@ -24,6 +26,10 @@ EXACT_DIVERGENCE_DIM = 32
 # the prior's widest direction are still resolved at the end.
 SIGMA_MAX_OVER_SCALE = 200.0
 SIGMA_MIN_OVER_SCALE = 1e-4
+# The flow in a fixed number of steps, as a refinement takes it for every particle that it simulates: two evaluations
+# of the denoiser a step. Its draws cannot be told from the prior's, though single paths may end up elsewhere.
+FIXED_STEPS = 24
+FIXED_SIGMA_MAX_OVER_SCALE, FIXED_SIGMA_MIN_OVER_SCALE = 20.0, 1e-3
 
 
 def euler_step(prior: Prior, x: Vector, sigma: Scalar, sigma_next: Scalar) -> Vector:
@@ -55,7 +61,8 @@ def reverse_sde_sample(key: Key, prior: Prior, x: Vector, sigma: Scalar, num_ste
 
     Source: Song et al., arXiv 2011.13456, eq. 6, in the variance-exploding parameterisation.
     """
-    levels = sigma * (1 - jnp.arange(num_steps + 1) / num_steps) ** 3
+    # In the precision of x: a prior may be of 32 bits where JAX counts in 64.
+    levels = jnp.asarray(sigma, x.dtype) * (1 - jnp.arange(num_steps + 1, dtype=x.dtype) / num_steps) ** 3
 
     def step(x, inputs):
         key, sigma, sigma_next = inputs
@@ -70,8 +77,69 @@ def reverse_sde_sample(key: Key, prior: Prior, x: Vector, sigma: Scalar, num_ste
 
 def conditional_sample(key: Key, prior: Prior, x: Vector, sigma: Scalar, num_steps: int = 8) -> Vector:
     """Draw ``x0 ~ p(x0 | x_sigma = x)``: in closed form where the prior has one, else by the reverse SDE."""
+    if isinstance(prior, ProductPrior):  # every block in its own way
+        draw = lambda key, block, x, sigma: conditional_sample(key, block, x, sigma, num_steps)  # noqa: E731
+        drawn = prior.conditional_sample(key, x, sigma, draw)
+        assert drawn is not None  # `draw` always draws
+        return drawn
     closed_form = prior.conditional_sample(key, x, sigma)
     return reverse_sde_sample(key, prior, x, sigma, num_steps) if closed_form is None else closed_form
+
+
+def decode(prior: Prior, z: Vector) -> Vector:
+    """x for one z ~ N(0, I): in closed form where the prior has one, else along the flow in a fixed number of steps.
+
+    The steps are the same for all z, so that this is one smooth map; the prior of whoever uses it alone is the
+    distribution of its values, exactly.
+    """
+    if prior.has_transport:
+        return prior.decode(z)
+    if isinstance(prior, ProductPrior):
+        return prior.decode(z, decode)
+    low, high = _fixed_range(prior)
+    u = _heun(prior, z, high, low)
+    return prior.location + Flow(prior)._width(low) * u
+
+
+def encode(prior: Prior, x: Vector) -> Vector:
+    """z for one x, the inverse of `decode` up to the error of its steps."""
+    if prior.has_transport:
+        return prior.encode(x)
+    if isinstance(prior, ProductPrior):
+        return prior.encode(x, encode)
+    low, high = _fixed_range(prior)
+    return _heun(prior, (x - prior.location) / Flow(prior)._width(low), low, high)
+
+
+def _fixed_range(prior: Prior) -> tuple[Scalar, Scalar]:
+    scale = jnp.asarray(prior.scale, prior.location.dtype)
+    return jnp.log(FIXED_SIGMA_MIN_OVER_SCALE * scale), jnp.log(FIXED_SIGMA_MAX_OVER_SCALE * scale)
+
+
+def _heun(prior: Prior, u: Vector, start: Scalar, end: Scalar) -> Vector:
+    """Heun's method in log sigma, equal steps.
+
+    Not by diffrax: its checks are host callbacks, which keep a program out of JAX's compilation cache and would make
+    every simulator look like host code.
+    """
+    velocity, h = Flow(prior)._velocity, (end - start) / FIXED_STEPS
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)  # a gradient keeps the path's points, not a network's insides
+    def step(u, i):
+        t = start + i * h
+        first = velocity(t, u)
+        return u + 0.5 * h * (first + velocity(t + h, u + h * first)), None
+
+    return jax.lax.scan(step, u, jnp.arange(FIXED_STEPS, dtype=u.dtype))[0]
+
+
+def draw(key: Key, prior: Prior) -> Vector:
+    """Draw x from the prior: in closed form where there is one, else by `decode` of a standard-normal z."""
+    if isinstance(prior, ProductPrior):
+        drawn = prior.sample(key, draw)
+    else:
+        drawn = prior.sample(key)
+    return decode(prior, jr.normal(key, prior.location.shape, prior.location.dtype)) if drawn is None else drawn
 
 
 class Flow(eqx.Module):
@@ -118,7 +186,7 @@ class Flow(eqx.Module):
         return (x - self.prior.denoise(x, sigma)) / width - u * (sigma / width) ** 2
 
     def _solve(self, field, start, end, y0):
-        tolerance = 1e-6 if jax.config.read("jax_enable_x64") else 1e-4
+        tolerance = 1e-6 if jnp.finfo(jax.tree.leaves(y0)[0].dtype).bits == 64 else 1e-4
         if self.num_steps is None:
             controller = diffrax.PIDController(
                 rtol=tolerance if self.rtol is None else self.rtol,
@@ -193,7 +261,12 @@ class Flow(eqx.Module):
         return log_normal + log_expansion - self.prior.dim * jnp.log(width)
 
     def sample(self, key: Key) -> Vector:
-        """Draw x from the prior: in closed form where there is one, else by decoding a standard-normal z."""
+        """Draw x from the prior: in closed form where there is one, else by decoding a standard-normal z.
+
+        Blocks of a `ProductPrior` are drawn each in its own way, by the module's `decode` where they have no other.
+        """
+        if isinstance(self.prior, ProductPrior):
+            return draw(key, self.prior)
         closed_form = self.prior.sample(key)
         location = self.prior.location
         return self.decode(jr.normal(key, location.shape, location.dtype)) if closed_form is None else closed_form

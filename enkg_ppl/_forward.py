@@ -95,7 +95,9 @@ class Evaluator:
         """An evaluator for the same simulator in other coordinates, with what is left of the budget."""
         if problem is self.problem:
             return self
-        other = Evaluator(problem, self.batch_size, self.chunk_size)
+        # The other forward map may go through this problem's prior, which may be a large network.
+        bounds = [size for size in (self.chunk_size, self.problem.prior.chunk_size) if size is not None]
+        other = Evaluator(problem, self.batch_size, min(bounds, default=None))
         other.limit = None if self.limit is None else self.limit - self.count
         other._kept = self._kept
         return other

@@ -6,16 +6,15 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.random as jr
 
 from enkg_ppl._correction import Correction, KalmanCorrection
 from enkg_ppl._field_diagnostics import NUM_PRIOR_DRAWS, check_ensemble
-from enkg_ppl._flow import Flow
+from enkg_ppl._flow import draw
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._guide import guide
 from enkg_ppl._posterior import Posterior
-from enkg_ppl._prior import Prior
+from enkg_ppl._prior import Prior, over_particles
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._refine import DiffusionWaltz, LatentSlice, Refinement, TemperedSMC
 from enkg_ppl._refine._blocks import block_size
@@ -122,7 +121,7 @@ def _checked(flow: Posterior, problem: InverseProblem, evaluate: Evaluator) -> P
 
 @eqx.filter_jit
 def _prior_draws(prior: Prior, keys):
-    return jax.vmap(Flow(prior).sample)(keys)
+    return over_particles(prior, lambda key: draw(key, prior), keys)
 
 
 LEAST = 4  # evaluations a draw that any refinement needs to be of use

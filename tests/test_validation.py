@@ -453,7 +453,6 @@ def test_means_over_observations():
 # -- the quick suite ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_the_quick_suite_is_right(tmp_path):
     num_draws = 500
     assert main(["run", "--suite", "quick", "--draws", str(num_draws), "--out", str(tmp_path)]) == 0

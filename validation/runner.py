@@ -28,8 +28,8 @@ from validation.target import Target
 QUICK, ALL = "quick", "all"
 COLUMNS: tuple[str, ...] = (
     "target", "method", "seed", "status", "dim", "draws", "c2st", "sliced_w2", "sliced_w2_floor", "mean_worst",
-    "mean_rms", "mean_floor", "sd_min", "sd_max", "mode_error", "l2_ratio", "ssr", "crps", "log_evidence",
-    "log_evidence_error",
+    "mean_rms", "mean_floor", "sd_min", "sd_max", "mean_median", "sd_median", "mode_error", "l2_ratio",
+    "ssr", "crps", "log_evidence", "log_evidence_error",
     "forward_evaluations", "evaluations_per_draw", "gradients", "seconds", "warnings", "message", "budget", "key",
 )  # fmt: skip
 

@@ -21,6 +21,8 @@ class Score:
     `c2st`: 0.5 at best. `sliced_w2`, with `sliced_w2_floor` for as many exact draws.
     `mean_worst`, `mean_rms`: error of the mean over the scalars, in posterior sd; `mean_floor`: the worst stays below
     it for exact draws, 19 times of 20. `sd_min`, `sd_max`: sd of the draws over that of the truth.
+    `mean_median`, `sd_median`: medians over the scalars, of the absolute error and of the ratio; for images, whose
+    hundreds of pixels have a worst one by chance.
     `mode_error`: worst relative error of a mode's mass. `log_evidence_error`: nats.
     Where the data were simulated from known unknowns: `l2_ratio`, how far the mean is from them, over how far the exact
     mean is; `ssr`, spread over skill; `crps`, in the draws' units.
@@ -34,6 +36,8 @@ class Score:
     mean_floor: float | None = None
     sd_min: float | None = None
     sd_max: float | None = None
+    mean_median: float | None = None
+    sd_median: float | None = None
     mode_error: float | None = None
     l2_ratio: float | None = None
     ssr: float | None = None
@@ -82,6 +86,8 @@ def score(target: Target, truth: Truth, draws: Draws, log_evidence: float | None
         mean_floor=floor.worst,
         sd_min=sd.smallest,
         sd_max=sd.largest,
+        mean_median=float(np.median(np.abs(draws.mean(axis=0) - truth.means) / truth.sds)),
+        sd_median=float(np.median(draws.std(axis=0, ddof=1) / truth.sds)),
         mode_error=modes,
         log_evidence_error=evidence,
         **against_unknowns,

@@ -111,7 +111,7 @@ class Store:
     def truth(self, target: Target) -> Truth:
         """The truth about a target, kept from the first time it is asked for as long as its code is the same."""
         path = self.truths / f"{slug(target.name)}.npz"
-        key = fingerprint([_source(target.truth)], target.name)
+        key = fingerprint([_source(target.truth), *target.files], target.name)
         kept = _read_truth(path, key)
         if kept is not None:
             return kept
@@ -150,7 +150,7 @@ def score_key(target: Target) -> str:
 
 def _target_sources(target: Target) -> list[Path]:
     made_of = [target.truth, target.model, target.twin, target.problem, target.modes]
-    return list(dict.fromkeys(_source(part) for part in made_of if part is not None))
+    return list(dict.fromkeys([*(_source(part) for part in made_of if part is not None), *target.files]))
 
 
 def slug(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,7 @@ class Target:
     `twin`: the same model with the same sites, differentiable, where `model` is a black box; see `with_gradient`.
     `num_particles`: the ensemble that it is meant for, where not the runner's usual one.
     `modes`: numbers the mode of each of ``(draws, dim)``, where there are several.
+    `files`: whatever else it depends on, such as the weights of a network; their change makes results obsolete.
     `differentiable`: whether gradient methods such as NUTS may be tried, on `with_gradient`.
     """
 
@@ -68,6 +70,7 @@ class Target:
     differentiable: bool = True
     twin: Callable | None = None
     num_particles: int | None = None
+    files: tuple[Path, ...] = ()
 
     @property
     def with_gradient(self) -> Callable | None:

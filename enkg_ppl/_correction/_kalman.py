@@ -27,9 +27,9 @@ from jaxtyping import Array, Float
 
 from enkg_ppl._correction._base import Correction, Level
 from enkg_ppl._correction._slope import Pairs, learn, no_pairs
-from enkg_ppl._flow import Flow, conditional_sample
+from enkg_ppl._flow import conditional_sample, draw
 from enkg_ppl._likelihood import Response
-from enkg_ppl._prior import Prior
+from enkg_ppl._prior import Prior, over_particles
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._random import normals
 from enkg_ppl._schedule import Karras
@@ -98,14 +98,14 @@ class KalmanCorrection(Correction):
 @eqx.filter_jit
 def _noised_prior_draws(key: Key, prior, num_particles: int, sigma) -> Ensemble:
     key_draw, key_noise = jr.split(key)
-    x0 = jax.vmap(Flow(prior).sample)(jr.split(key_draw, num_particles))
+    x0 = over_particles(prior, lambda key: draw(key, prior), jr.split(key_draw, num_particles))
     return x0 + sigma * jr.normal(key_noise, x0.shape, x0.dtype)
 
 
 @eqx.filter_jit
 def _draw(key: Key, prior, x: Ensemble, sigma, num_draw_steps: int) -> Ensemble:
     keys = jr.split(key, x.shape[0])
-    return jax.vmap(lambda key, x_j: conditional_sample(key, prior, x_j, sigma, num_draw_steps))(keys, x)
+    return over_particles(prior, lambda key, x_j: conditional_sample(key, prior, x_j, sigma, num_draw_steps), keys, x)
 
 
 @eqx.filter_jit
@@ -143,8 +143,11 @@ def _analyse(
         common = system(x[0])
         shifts = jax.vmap(lambda b, s: shift(*common, b, s))(innovation, relative)
     else:
+        chunk = PARTICLES_AT_A_TIME
+        if prior.chunk_size is not None:  # a particle takes as many products with the derivative as there are data
+            chunk = max(1, min(chunk, prior.chunk_size // A.shape[1]))
         shifts = jax.lax.map(
-            lambda args: shift(*system(args[0]), *args[1:]), (x, innovation, relative), batch_size=PARTICLES_AT_A_TIME
+            lambda args: shift(*system(args[0]), *args[1:]), (x, innovation, relative), batch_size=chunk
         )
     x0 = z + jnp.where(usable[:, None], shifts, 0.0)
     return x0 + level.sigma_next * noise, learn(memory, r, q, usable.astype(x.dtype), settings.memory)
@@ -153,7 +156,7 @@ def _analyse(
 def covariance_product(prior: Prior, x: Vector, sigma, A: Float[Array, "dim m"]) -> Float[Array, "dim m"]:
     """``Cov[x0 | x_sigma = x] A = sigma^2 dD/dx A`` for one particle: m directional derivatives of the denoiser."""
     _, derivative = jax.linearize(lambda x: prior.denoise(x, sigma), x)
-    return sigma**2 * jax.vmap(derivative, in_axes=1, out_axes=1)(A)
+    return sigma**2 * over_particles(prior, derivative, A.T).T
 
 
 def _centred(a: Float[AnyArray, "particles _"], usable, n):

@@ -12,6 +12,7 @@ from enkg_ppl._correction._base import Correction, Level
 from enkg_ppl._flow import euler_step, euler_to_zero
 from enkg_ppl._forward import Respond
 from enkg_ppl._likelihood import Response
+from enkg_ppl._prior import over_particles
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._schedule import Karras
 from enkg_ppl._types import Ensemble, Key
@@ -102,7 +103,7 @@ class PublishedCorrection(Correction):
 
 @eqx.filter_jit
 def _to_zero(prior, x: Ensemble, sigma, num_steps, sigma_last: float, rho: float) -> Ensemble:
-    return jax.vmap(lambda x_j: euler_to_zero(prior, x_j, sigma, num_steps, sigma_last, rho))(x)
+    return over_particles(prior, lambda x_j: euler_to_zero(prior, x_j, sigma, num_steps, sigma_last, rho), x)
 
 
 @eqx.filter_jit
@@ -115,4 +116,4 @@ def _kalman_step(x: Ensemble, response: Response, scale) -> Ensemble:
 
 @eqx.filter_jit
 def _to_next_level(prior, x: Ensemble, sigma, sigma_next) -> Ensemble:
-    return jax.vmap(lambda x_j: euler_step(prior, x_j, sigma, sigma_next))(x)
+    return over_particles(prior, lambda x_j: euler_step(prior, x_j, sigma, sigma_next), x)

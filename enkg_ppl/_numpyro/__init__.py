@@ -1,7 +1,17 @@
 """The bridge to NumPyro, the only place besides `calibration` that imports it."""
 
+from enkg_ppl._numpyro._diffusion_prior import DiffusionPrior, DiffusionReparam
 from enkg_ppl._numpyro._enkg import EnKG
+from enkg_ppl._numpyro._fit_prior import FittedPrior, fit_prior
 from enkg_ppl._numpyro._model import ModelError
 from enkg_ppl._numpyro._transport import UnsupportedPriorError
 
-__all__ = ["EnKG", "ModelError", "UnsupportedPriorError"]
+__all__ = [
+    "DiffusionPrior",
+    "DiffusionReparam",
+    "EnKG",
+    "FittedPrior",
+    "ModelError",
+    "UnsupportedPriorError",
+    "fit_prior",
+]

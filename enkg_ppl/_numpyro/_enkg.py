@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from numpyro.diagnostics import print_summary
+from numpyro.diagnostics import print_summary, summary
 from numpyro.infer import MCMC
 
 from enkg_ppl._blackbox import raise_host_failure
@@ -26,12 +26,15 @@ from enkg_ppl._infer import LEAST, Progress, infer
 from enkg_ppl._numpyro._model import ModelError, NumPyroModel, Observation, Simulator
 from enkg_ppl._numpyro._response import ranks_may_differ
 from enkg_ppl._posterior import Posterior
+from enkg_ppl._prior import GaussianPrior, Prior
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._progress import ProgressBar
 from enkg_ppl._refine import Refinement
 from enkg_ppl._refine._blocks import block_size
+from enkg_ppl._refine._coordinates import decode_all, encode_all
 from enkg_ppl._schedule import Schedule
 
+MAX_LISTED = 64  # entries of a diffusion prior's site that a summary lists one by one
 SEED_PRIOR, SEED_PREDICTIVE = 0, 1  # of what `to_arviz` draws on request
 
 
@@ -127,7 +130,7 @@ class EnKG(MCMC):
             for i in range(self.num_ensembles):
                 posteriors.append(self._infer(jr.fold_in(rng_key, i), numpyro_model, problem, evaluator, budget, bar))
                 bar.next()
-        result = _collect(numpyro_model, posteriors, self.chunk_size, extra_fields)
+        result = _collect(numpyro_model, problem, posteriors, evaluator.batch_size, self.chunk_size, extra_fields)
         result.seconds = time.perf_counter() - started
         self._args, self._kwargs, self._result = args, kwargs, result
         for sentence in result.diagnostics.warnings:
@@ -194,11 +197,21 @@ class EnKG(MCMC):
         return _grouped(self._done.log_likelihood, group_by_chain)
 
     def print_summary(self, prob: float = 0.9, exclude_deterministic: bool = True) -> None:
-        """Print mean, sd, quantiles, effective sample size and R-hat of every site."""
-        sites = dict(self._done.samples)
+        """Print mean, sd, quantiles, effective sample size and R-hat of every site.
+
+        Sites of a `DiffusionPrior` with more than 64 entries, such as images, get one line of extremes instead of one
+        an entry.
+        """
+        result = self._done
+        sites = dict(result.samples)
         if exclude_deterministic:
-            sites = {name: sites[name] for name in self._done.latent_names}
-        print_summary(sites, prob=prob, group_by_chain=True)
+            sites = {name: sites[name] for name in result.latent_names}
+        large = [name for name in result.diffusion_names if sites[name][0, 0].size > MAX_LISTED]
+        listed = {name: values for name, values in sites.items() if name not in large}
+        if listed:
+            print_summary(listed, prob=prob, group_by_chain=True)
+        for name in large:
+            print(f"{name}: {_extremes(sites[name])}")  # noqa: T201 (what the caller asked for)
 
     def diagnostics(self) -> Diagnostics:
         """What was done, what it cost, and the signs that the posterior should not be trusted."""
@@ -290,9 +303,11 @@ def _predict(enkg: EnKG, key: jax.Array) -> dict[str, jax.Array]:
     """Prior draws of every site, and data simulated from them; leads with (ensemble, particle)."""
     key_z, key_data = jr.split(key)
     model = NumPyroModel(enkg.model, enkg._args, enkg._kwargs)
+    prior, block = model.problem().prior, block_size(enkg.num_particles)
     z = jr.normal(key_z, (enkg.num_ensembles, enkg.num_particles, model.dim))
+    x = z if _is_standard(prior) else jnp.stack([jnp.asarray(decode_all(prior, part, block)) for part in z])
     with raise_host_failure():
-        values, observations = jax.block_until_ready(_replay(model.simulator, z))
+        values, observations = jax.block_until_ready(_replay(model.simulator, x))
     return values | _sample_observed(key_data, observations)
 
 
@@ -309,6 +324,7 @@ class _Result(SimpleNamespace):
     observations: dict[str, Observation]
     log_likelihood: dict[str, jax.Array]
     latent_names: list[str]
+    diffusion_names: tuple[str, ...]
     num_forward_evaluations: int
     log_evidence: float | None
     log_evidence_error: float | None
@@ -329,9 +345,11 @@ def _look(simulator: Simulator, likelihood, guided: bool, z: jax.Array, chunk_si
     return ensemble_forward(final, z, chunk_size)
 
 
-def _collect(model: NumPyroModel, posteriors: list[Posterior], chunk_size, extra_fields) -> _Result:
+def _collect(
+    model: NumPyroModel, problem: InverseProblem, posteriors: list[Posterior], block: int, chunk_size, extra_fields
+) -> _Result:
     """Run the model once more at every draw, for deterministic sites, pointwise likelihood and misfit."""
-    likelihood, guided = model.problem().likelihood, bool(model.guided)
+    likelihood, prior, guided = problem.likelihood, problem.prior, bool(model.guided)
     parts = []
     for posterior in posteriors:
         with raise_host_failure():
@@ -342,7 +360,8 @@ def _collect(model: NumPyroModel, posteriors: list[Posterior], chunk_size, extra
             )
         posterior.num_forward_evaluations += posterior.num_particles
     samples, observations, pointwise, log_likelihood, response = jax.tree.map(lambda *a: jnp.stack(a), *parts)
-    z = jnp.stack([p.draws for p in posteriors])
+    scores = [p.draws if _is_standard(prior) else encode_all(prior, p.draws, block) for p in posteriors]
+    z = jnp.stack([jnp.asarray(score) for score in scores])
     potential = 0.5 * jnp.sum(z**2 + jnp.log(2 * jnp.pi), axis=-1) - log_likelihood
     fields = {"potential_energy": potential}
     if "log_likelihood" in extra_fields:
@@ -351,6 +370,8 @@ def _collect(model: NumPyroModel, posteriors: list[Posterior], chunk_size, extra
     checks = None
     if response is not None and posteriors[0].log_likelihood is None:  # the guided ensembles alone
         prior_draws = np.random.default_rng(0).standard_normal((NUM_PRIOR_DRAWS, model.dim))
+        if not _is_standard(prior):
+            prior_draws = decode_all(prior, prior_draws.astype(prior.location.dtype), block)
         checks = [
             check_ensemble(
                 np.asarray(posterior.draws),
@@ -375,12 +396,18 @@ def _collect(model: NumPyroModel, posteriors: list[Posterior], chunk_size, extra
         observations=observations,
         log_likelihood=pointwise,
         latent_names=[site.name for site in model.sites],
+        diffusion_names=model.diffusion_names,
         num_forward_evaluations=sum(p.num_forward_evaluations for p in posteriors),
         log_evidence=log_evidence,
         log_evidence_error=error,
         diagnostics=diagnostics,
         seconds=0.0,
     )
+
+
+def _is_standard(prior: Prior) -> bool:
+    """Whether z and the latent vector are the same."""
+    return isinstance(prior, GaussianPrior) and prior.is_standard
 
 
 def _evidence(posteriors: list[Posterior]) -> tuple[float | None, float | None]:
@@ -406,6 +433,16 @@ def _misfit(response) -> tuple[float | None, int]:
         return None, 0
     residual2 = (response.observation - response.prediction) ** 2 / response.noise
     return float(jnp.mean(residual2)), residual2.shape[-1]
+
+
+def _extremes(values: jax.Array) -> str:
+    """A line on a site with many entries, shape (ensembles, particles, *event)."""
+    found = summary(np.asarray(values), group_by_chain=True)["Param:0"]
+    mean, sd = found["mean"], found["std"]
+    shape = " x ".join(str(n) for n in values.shape[2:])
+    line = f"{mean.size:,} entries ({shape}); means {mean.min():.3g} to {mean.max():.3g}, sds {sd.min():.3g} to "
+    line += f"{sd.max():.3g}, n_eff from {np.nanmin(found['n_eff']):.0f}"
+    return line if values.shape[0] == 1 else f"{line}, r_hat up to {np.nanmax(found['r_hat']):.3f}"
 
 
 def _grouped(values: dict[str, jax.Array], group_by_chain: bool) -> dict[str, jax.Array]:

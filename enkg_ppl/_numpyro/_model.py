@@ -1,7 +1,9 @@
-"""A NumPyro model as an inverse problem: latent sites become one standard-normal vector z.
+"""A NumPyro model as an inverse problem: latent sites become one vector z.
 
 The model is run with every latent site substituted by the transport of its part of z (in the manner of HMC's
-unconstrain-reparam), so hierarchical priors, plates and control flow work as in any other inference. What comes out
+unconstrain-reparam), so hierarchical priors, plates and control flow work as in any other inference. The prior of z is
+standard normal, but for sites with a `DiffusionPrior`: their part of z is the site itself in standard units, so that
+the guided flow sees their denoiser and the simulator none of it. What comes out
 of a run is, for every observed site, its distribution, value and scale: that is the simulator's output, and the
 likelihood is a function of it alone.
 """
@@ -25,9 +27,11 @@ from jaxtyping import Array, Float
 from numpyro import handlers
 
 from enkg_ppl._likelihood import Likelihood, Response
+from enkg_ppl._numpyro._diffusion_prior import DiffusionPrior, diffusion_prior_in, in_standard_units
 from enkg_ppl._numpyro._response import UnusableObservation, gaussian_response, ranks_may_differ
 from enkg_ppl._numpyro._transport import UnsupportedPriorError, from_standard, standard_shape, to_standard
-from enkg_ppl._prior import GaussianPrior
+from enkg_ppl._prior import GaussianPrior, Prior
+from enkg_ppl._prior._product import ProductPrior
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._types import Scalar, Vector
 
@@ -40,7 +44,7 @@ class LatentSite(NamedTuple):
     """Where a latent site lives in z."""
 
     name: str
-    shape: tuple[int, ...]  # of its standard-normal score
+    shape: tuple[int, ...]  # of its part of z, which is a standard-normal score unless it is a diffusion prior
     start: int
     stop: int
 
@@ -88,6 +92,10 @@ class SiteLikelihood(Likelihood):
         return Response(*(jnp.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
+def _affine(fn: dist.Distribution) -> dist.Distribution:
+    return fn if diffusion_prior_in(fn) is None else in_standard_units(fn)
+
+
 class _Constants:
     """Arguments that are part of the program; equal only to themselves."""
 
@@ -115,7 +123,7 @@ class Simulator(eqx.Module):
 
         def substitute(site):
             if site["type"] == "sample" and not site["is_observed"]:
-                return from_standard(site["fn"], parts[site["name"]])
+                return from_standard(_affine(site["fn"]), parts[site["name"]])
             return None
 
         return self.run(substitute)
@@ -169,6 +177,7 @@ class NumPyroModel:
         self.model, self.args, self.kwargs = model, args, kwargs
         _check_arguments(model, args, kwargs)
         self.simulator = Simulator(model, (), (), (), {}, _Constants(args, kwargs))
+        self._diffusion: dict[str, DiffusionPrior] = {}
         trace = self._abstract_trace()
         self.sites: list[LatentSite] = []
         self.observed: list[str] = []
@@ -188,6 +197,7 @@ class NumPyroModel:
         self._check_sites()
         sites, deterministic = tuple(self.sites), tuple(self.deterministic)
         self.simulator = Simulator(model, sites, deterministic, (), {}, self.simulator.constants)
+        self._check_diffusion()
         self.simulator = self._simulator_of_data()
         self.guided, self.unguided = self._split_by_guidance()
 
@@ -218,7 +228,7 @@ class NumPyroModel:
 
         def substitute(site):
             if site["type"] == "sample" and not site["is_observed"]:
-                fns[site["name"]] = site["fn"]
+                fns[site["name"]] = _affine(site["fn"])
                 return jnp.asarray(values[site["name"]])
             return None
 
@@ -228,9 +238,37 @@ class NumPyroModel:
 
     def problem(self) -> InverseProblem:
         """The inverse problem for z."""
-        prior = GaussianPrior.standard(self.dim)
+        prior = self._prior()
         constrain = lambda z: self.simulator.replay(z)[0]  # noqa: E731
         return InverseProblem(prior, self.simulator, SiteLikelihood(tuple(self.guided)), constrain, self.unconstrain)
+
+    def _prior(self) -> Prior:
+        """N(0, I), or diffusion priors beside it: ordinary sites that follow each other share a block."""
+        if not self._diffusion:
+            return GaussianPrior.standard(self.dim)
+        blocks: list[Prior] = []
+        copies: list[int] = []
+        ordinary = 0
+        for site in self.sites:
+            found = self._diffusion.get(site.name)
+            if found is None:
+                ordinary += site.stop - site.start
+                continue
+            if ordinary:
+                blocks.append(GaussianPrior.standard(ordinary))
+                copies.append(1)
+                ordinary = 0
+            blocks.append(found.prior)
+            copies.append((site.stop - site.start) // found.prior.dim)
+        if ordinary:
+            blocks.append(GaussianPrior.standard(ordinary))
+            copies.append(1)
+        return ProductPrior(blocks, copies)
+
+    @property
+    def diffusion_names(self) -> tuple[str, ...]:
+        """Latent sites with a `DiffusionPrior`."""
+        return tuple(self._diffusion)
 
     # -- checks --------------------------------------------------------------------------------------------------
 
@@ -241,8 +279,11 @@ class NumPyroModel:
         def substitute(site):
             if site["type"] == "sample" and not site["is_observed"]:
                 _check_latent(site["name"], site)
+                found = diffusion_prior_in(site["fn"])
+                if found is not None:
+                    self._diffusion[site["name"]] = found
                 with _naming(site["name"]):
-                    return from_standard(site["fn"], jnp.zeros(standard_shape(site["fn"])))
+                    return from_standard(_affine(site["fn"]), jnp.zeros(standard_shape(site["fn"])))
             return None
 
         def run(_):
@@ -251,6 +292,38 @@ class NumPyroModel:
 
         jax.eval_shape(run, 0.0)
         return found
+
+    def _check_diffusion(self) -> None:
+        """Get hold of priors that are made inside the model, and refuse those that depend on other latent sites."""
+        traced = [name for name, d in self._diffusion.items() if _is_traced(d)]
+        if not traced:
+            return
+
+        @jax.jit
+        def priors_at(z):
+            found = {}
+
+            def substitute(site):
+                if site["type"] == "sample" and not site["is_observed"]:
+                    if site["name"] in traced:
+                        found[site["name"]] = diffusion_prior_in(site["fn"])
+                    place = next(s for s in self.sites if s.name == site["name"])
+                    return from_standard(_affine(site["fn"]), z[place.start : place.stop].reshape(place.shape))
+                return None
+
+            self.simulator.run(substitute)
+            return found
+
+        # What does not depend on z is the same at any two places.
+        here, there = (priors_at(jr.normal(jr.key(seed), (self.dim,))) for seed in (0, 1))
+        for name in traced:
+            pairs = zip(jax.tree.leaves(here[name]), jax.tree.leaves(there[name]), strict=True)
+            if not all(np.array_equal(a, b) for a, b in pairs):
+                raise ModelError(
+                    f"the DiffusionPrior of latent site '{name}' depends on other latent sites, and its denoiser must "
+                    "not: let them act on its value, as in tau * x"
+                )
+            self._diffusion[name] = here[name]
 
     def _check_sites(self) -> None:
         latents = ", ".join(site.name for site in self.sites) or "none"
@@ -281,6 +354,10 @@ class NumPyroModel:
             except UnusableObservation as reason:
                 unguided[name] = str(reason)
         return guided, unguided
+
+
+def _is_traced(tree) -> bool:
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def _hashable(leaf) -> bool:

@@ -50,6 +50,11 @@ class Prior(eqx.Module):
         return None
 
     @property
+    def chunk_size(self) -> int | None:
+        """Particles evaluated at a time, to bound memory (see `over_particles`); None for the whole ensemble."""
+        return None
+
+    @property
     def has_affine_denoiser(self) -> bool:
         """Whether `denoise` is affine in x, so that its derivative is the same everywhere: true of Gaussian priors."""
         return False

@@ -9,12 +9,12 @@ import equinox as eqx
 import jax.random as jr
 import numpy as np
 
-from enkg_ppl._flow import Flow
+from enkg_ppl._flow import decode
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._posterior import Posterior
-from enkg_ppl._prior import GaussianPrior
+from enkg_ppl._prior import GaussianPrior, Prior
 from enkg_ppl._problem import InverseProblem
-from enkg_ppl._types import Ensemble, Key, Vector
+from enkg_ppl._types import Ensemble, Key, Output, Vector
 
 Progress = Callable[[float, str], None]  # (fraction done, a few words)
 
@@ -49,12 +49,13 @@ class Refinement(eqx.Module):
 
 
 class _Decoded(eqx.Module):
-    """The forward map as a function of z."""
+    """The forward map as a function of z; the prior is its data, not part of the program."""
 
-    problem: InverseProblem
+    prior: Prior
+    forward: Callable[[Vector], Output]
 
     def __call__(self, z: Vector):
-        return self.problem.forward(decode(self.problem.prior, z))
+        return self.forward(decode(self.prior, z))
 
 
 def check_halves(refinement: Refinement, num_particles: int) -> None:
@@ -71,20 +72,10 @@ def host_rng(key: Key) -> np.random.Generator:
     return np.random.default_rng(np.asarray(jr.key_data(key)).ravel())
 
 
-def decode(prior, z: Vector) -> Vector:
-    """x for one z ~ N(0, I): in closed form where the prior has one, else along the probability flow."""
-    return prior.decode(z) if prior.has_transport else Flow(prior).decode(z)
-
-
-def encode(prior, x: Vector) -> Vector:
-    """The inverse of `decode`."""
-    return prior.encode(x) if prior.has_transport else Flow(prior).encode(x)
-
-
 def standardised(problem: InverseProblem) -> InverseProblem:
     """The same problem for z, whose prior is N(0, I); the very same where it is so already."""
     if isinstance(problem.prior, GaussianPrior) and problem.prior.is_standard:
         return problem
     location = problem.prior.location
     prior = GaussianPrior(location * 0, location * 0 + 1)
-    return InverseProblem(prior, _Decoded(problem), problem.likelihood)
+    return InverseProblem(prior, _Decoded(problem.prior, problem.forward), problem.likelihood)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import equinox as eqx
-import jax
 
-from enkg_ppl._prior import Prior
-from enkg_ppl._refine._base import decode, encode
+from enkg_ppl._flow import decode, encode
+from enkg_ppl._prior import Prior, over_particles
 from enkg_ppl._refine._blocks import in_blocks
 from enkg_ppl._types import Ensemble
 
 
 @eqx.filter_jit
 def _decode(prior: Prior, z: Ensemble) -> Ensemble:
-    return jax.vmap(lambda z: decode(prior, z))(z)
+    return over_particles(prior, lambda z: decode(prior, z), z)
 
 
 @eqx.filter_jit
 def _encode(prior: Prior, x: Ensemble) -> Ensemble:
-    return jax.vmap(lambda x: encode(prior, x))(x)
+    return over_particles(prior, lambda x: encode(prior, x), x)
 
 
 def decode_all(prior: Prior, z: Ensemble, block: int) -> Ensemble:

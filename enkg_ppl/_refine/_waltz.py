@@ -12,11 +12,11 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Float
 
-from enkg_ppl._flow import Flow, conditional_sample
+from enkg_ppl._flow import conditional_sample, draw
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._likelihood import Response
 from enkg_ppl._posterior import Posterior
-from enkg_ppl._prior import Prior
+from enkg_ppl._prior import Prior, over_particles
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._refine._base import Progress, Refinement, check_halves, host_rng
 from enkg_ppl._refine._blocks import block_size, in_blocks
@@ -266,12 +266,14 @@ class _Waltz:
 
 @eqx.filter_jit
 def _denoise(prior: Prior, num_steps: int, x_t: Ensemble, sigma, seeds) -> Ensemble:
-    return jax.vmap(lambda x, s, seed: conditional_sample(jr.key(seed), prior, x, s, num_steps))(x_t, sigma, seeds)
+    return over_particles(
+        prior, lambda x, s, seed: conditional_sample(jr.key(seed), prior, x, s, num_steps), x_t, sigma, seeds
+    )
 
 
 @eqx.filter_jit
 def _prior_draws(prior: Prior, seeds) -> Ensemble:
-    return jax.vmap(lambda seed: Flow(prior).sample(jr.key(seed)))(seeds)
+    return over_particles(prior, lambda seed: draw(jr.key(seed), prior), seeds)
 
 
 def _evaluator(problem: InverseProblem, num_particles: int, evaluator: Evaluator | None) -> Evaluator:

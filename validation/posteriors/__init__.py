@@ -8,6 +8,7 @@ from validation.posteriors import (
     closed_form,
     gaussian_field,
     mixture,
+    network_prior,
     nonlinear_field,
     posteriordb,
     rugged,
@@ -17,7 +18,7 @@ from validation.posteriors import (
 from validation.target import Target
 
 # Families that need nothing but this checkout, and families whose reference draws are files.
-BUILT_IN: tuple = (closed_form, mixture, smooth, rugged, gaussian_field, nonlinear_field)
+BUILT_IN: tuple = (closed_form, mixture, smooth, rugged, gaussian_field, nonlinear_field, network_prior)
 FILED: tuple = (sbibm, posteriordb)
 
 

@@ -1,0 +1,168 @@
+"""Layers of the U-Nets, for one feature map with channels last: ``(height, width, channels)``.
+
+Channels last is what XLA's convolutions on the CPU are fastest with. Weights are cast to the type of
+the features, so the caller chooses the precision by the type of what goes in.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float
+
+from enkg_ppl._types import Key
+
+Padding = Literal["zeros", "periodic"]
+Features = Float[Array, "height width channels"]
+
+
+def glorot(key: Key, shape: tuple[int, ...], fan_in: int, fan_out: int, gain: float) -> Array:
+    """Uniform weights with variance ``2 gain^2 / (fan_in + fan_out)`` (Glorot & Bengio 2010, equation 16)."""
+    if gain == 0:
+        return jnp.zeros(shape)
+    return gain * (6 / (fan_in + fan_out)) ** 0.5 * jr.uniform(key, shape, minval=-1, maxval=1)
+
+
+def pad(x: Features, rows: tuple[int, int], columns: tuple[int, int], padding: Padding) -> Features:
+    """Widen a feature map by zeros, or by its own other side where the domain is periodic."""
+    widths = (rows, columns, (0, 0))
+    return jnp.pad(x, widths, mode="wrap") if padding == "periodic" else jnp.pad(x, widths)
+
+
+class Linear(eqx.Module):
+    """``weight @ x + bias`` for a vector, or for every pixel of a feature map (a convolution with a 1 x 1 kernel)."""
+
+    weight: Float[Array, "out in"]
+    bias: Float[Array, " out"]
+
+    def __init__(self, in_size: int, out_size: int, *, key: Key, gain: float = 1.0):
+        self.weight = glorot(key, (out_size, in_size), in_size, out_size, gain)
+        self.bias = jnp.zeros(out_size)
+
+    def __call__(self, x: Float[Array, "*pixels in"]) -> Float[Array, "*pixels out"]:
+        out = x @ self.weight.astype(x.dtype).T
+        return out + jnp.broadcast_to(self.bias.astype(x.dtype), out.shape)
+
+
+class Conv2d(eqx.Module):
+    """Convolution with a square kernel of odd size; stride 2 halves the resolution.
+
+    ``margin`` is the padding on each side, by default what keeps the resolution. ``ahead`` puts all of
+    it after the last row and column instead, as some networks do when they downsample.
+    """
+
+    weight: Float[Array, "size size in out"]
+    bias: Float[Array, " out"]
+    stride: int = eqx.field(static=True)
+    margin: tuple[int, int] = eqx.field(static=True)
+    padding: Padding = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        size: int,
+        *,
+        key: Key,
+        gain: float = 1.0,
+        stride: int = 1,
+        margin: tuple[int, int] | None = None,
+        padding: Padding = "zeros",
+    ):
+        area = size * size
+        self.weight = glorot(
+            key, (size, size, in_channels, out_channels), area * in_channels, area * out_channels, gain
+        )
+        self.bias = jnp.zeros(out_channels)
+        self.stride = stride
+        self.margin = (size // 2, size // 2) if margin is None else margin
+        self.padding = padding
+
+    def __call__(self, x: Features) -> Features:
+        margin = self.margin
+        if self.padding == "periodic" and margin != (0, 0):
+            x, margin = pad(x, margin, margin, "periodic"), (0, 0)
+        out = jax.lax.conv_general_dilated(
+            x[None],
+            self.weight.astype(x.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=(margin, margin),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )[0]
+        return out + self.bias.astype(x.dtype)[None, None]
+
+
+class GroupNorm(eqx.Module):
+    """Group normalisation (Wu & He 2018), with a scale and a shift for every channel.
+
+    The statistics are computed in 32 bits at least.
+    """
+
+    weight: Float[Array, " channels"]
+    bias: Float[Array, " channels"]
+    groups: int = eqx.field(static=True)
+    eps: float = eqx.field(static=True)
+
+    def __init__(self, channels: int, *, groups: int, eps: float):
+        if channels % groups:
+            raise ValueError(
+                f"GroupNorm needs channels divisible by the number of groups; got {channels} channels in {groups} "
+                "groups: change the channels of the network or its groups"
+            )
+        self.weight = jnp.ones(channels)
+        self.bias = jnp.zeros(channels)
+        self.groups = groups
+        self.eps = eps
+
+    def __call__(self, x: Features) -> Features:
+        height, width, channels = x.shape
+        size = channels // self.groups
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        # Sums over pixels first: they run along the channels, which lie side by side in memory.
+        per_group = wide.reshape(height * width, self.groups, size)
+        mean = jnp.mean(per_group, axis=(0, 2))
+        centred = per_group - mean[None, :, None]
+        rate = jax.lax.rsqrt(jnp.mean(centred**2, axis=(0, 2)) + self.eps)
+        weight = self.weight.astype(wide.dtype) * jnp.repeat(rate, size)
+        shift = self.bias.astype(wide.dtype) - weight * jnp.repeat(mean, size)
+        return (wide * weight[None, None] + shift[None, None]).astype(x.dtype)
+
+
+def downsample(x: Features, taps: tuple[float, ...], padding: Padding, margin: int | None = None) -> Features:
+    """Filter with the outer product of ``taps`` (normalised to sum 1) and keep every second pixel.
+
+    ``(1, 1)`` is average pooling. The number of taps is even. ``margin`` is the padding on each side,
+    by default what halves the resolution exactly.
+    """
+    if tuple(taps) == (1, 1):
+        height, width, channels = x.shape
+        return jnp.mean(x.reshape(height // 2, 2, width // 2, 2, channels), axis=(1, 3))
+    margin = (len(taps) - 1) // 2 if margin is None else margin
+    x = pad(x, (margin, margin), (margin, margin), padding)
+    for axis in (0, 1):
+        size = (x.shape[axis] - len(taps)) // 2 + 1
+        parts = [tap * jax.lax.slice_in_dim(x, i, i + 2 * size - 1, stride=2, axis=axis) for i, tap in enumerate(taps)]
+        x = sum(parts[1:], parts[0]) / sum(taps)
+    return x
+
+
+def upsample(x: Features, taps: tuple[float, ...], padding: Padding) -> Features:
+    """Put zeros between the pixels and filter, the transpose of `downsample` times 4; ``(1, 1)`` repeats pixels."""
+    if tuple(taps) == (1, 1):
+        height, width, channels = x.shape
+        repeated = jnp.broadcast_to(x[:, None, :, None], (height, 2, width, 2, channels))
+        return repeated.reshape(2 * height, 2 * width, channels)
+    ring = len(taps) // 2 if padding == "periodic" else 0
+    x = pad(x, (ring, ring), (ring, ring), padding)
+    edge = len(taps) // 2
+    zero = jnp.zeros((), x.dtype)
+    for axis in (0, 1):
+        widths = [(edge, edge, 1) if a == axis else (0, 0, 0) for a in range(3)]
+        spread, size = jax.lax.pad(x, zero, widths), 2 * x.shape[axis]
+        parts = [tap * jax.lax.slice_in_dim(spread, i, i + size, axis=axis) for i, tap in enumerate(reversed(taps))]
+        x = 2 * sum(parts[1:], parts[0]) / sum(taps)
+    return x[2 * ring : x.shape[0] - 2 * ring, 2 * ring : x.shape[1] - 2 * ring]
