@@ -199,3 +199,22 @@ def test_an_unknown_noise_level_is_told():
     known, unknown = (check_ensemble(x, x[:, :2], np.zeros((100, 2)), n, prior) for n in (np.ones((100, 2)), noise))
     assert not any("among the unknowns" in sentence for sentence in known.warnings())
     assert any("noise level is among the unknowns" in sentence for sentence in unknown.warnings())
+
+
+@pytest.mark.parametrize(("spread", "error", "trips"), [(1.3, 0.02, True), (1.2, 0.02, False), (1.3, 0.1, False)])
+def test_predictions_that_vary_too_much_for_their_number(spread, error, trips):
+    """A simulator like exp: everything but the spread of the predictions looks right."""
+    check = EnsembleCheck(1.05, 0.4, spread, 1.0, 0.01, 0.0, error)
+    assert any("the predictions vary too much" in sentence for sentence in check.warnings()) == trips
+
+
+def test_the_error_of_the_spread_is_that_of_independent_draws():
+    """400 sets of 30 draws whose predictions are as they should be: scatter of the ratio against what is reported."""
+    rng = np.random.default_rng(5)
+    A, prior = np.diag([3.0, 1.0, 0.3]), rng.standard_normal((100_000, 3))
+    sd = np.sqrt(1 / (1 + np.diag(A) ** 2))
+    ones = np.ones((30, 3))
+    sets = [rng.standard_normal((30, 3)) * sd for _ in range(400)]
+    checks = [check_ensemble(x, x @ A, 0 * ones, ones, prior, A) for x in sets]
+    scatter = np.std([check.data_spread for check in checks])
+    assert abs(scatter / np.mean([check.data_spread_error for check in checks]) - 1) < 4 / 800**0.5

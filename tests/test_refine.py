@@ -20,6 +20,7 @@ from enkg_ppl import (
     infer,
 )
 from enkg_ppl._forward import Evaluator
+from enkg_ppl._refine import _mixing as mixing
 from enkg_ppl._refine._linearised import linearised_reference
 from enkg_ppl._refine._moves import Group, jump, slice_move
 from enkg_ppl._refine._reference import Shape, best_shape, fit, gaussian, inflated, mean_log_prob
@@ -318,3 +319,25 @@ def test_bad_runs():
     hopeless = InverseProblem(LINEAR.prior, lambda x: jnp.full(1, jnp.nan), LINEAR.likelihood)
     with pytest.raises(ValueError, match="zero or not finite at all 16 starting particles: check the simulator"):
         TemperedSMC().run(jr.key(0), hopeless, num_particles=16)
+
+
+def test_particles_are_to_forget_a_light_mode(monkeypatch):
+    """Moves within two far modes, 4 % of the particles in one, forget every rank at once and not the mode."""
+    rng = np.random.default_rng(0)
+    n = 1000
+    light = (np.arange(n) % 25 == 0)[:, None]
+
+    def within_modes(*_):
+        return rng.standard_normal((n // 2, DIM)) + np.where(light[: n // 2], 12.0, 0.0)
+
+    z = np.concatenate([within_modes(), within_modes()])
+    evaluate = Evaluator(LINEAR, 64)
+    cycles = mixing.Cycles(4, ROOM, 0.2, 1, 5)
+    monkeypatch.setattr(mixing, "jump", lambda rng, e, t, reference, group, fresh: (group, np.zeros(n // 2, bool)))
+    monkeypatch.setattr(mixing, "slice_move", lambda *a: Group(within_modes(), rng.standard_normal(n // 2)))
+    _, stuck = mixing.mix(rng, evaluate, Target(1.0, None), Group(z, rng.standard_normal(n)), cycles)
+    assert stuck.num_cycles == cycles.most
+    assert stuck.correlation > 0.95
+    monkeypatch.setattr(mixing, "LEAST_SHARE", 0.2)  # the light mode no longer counts as a place
+    _, free = mixing.mix(rng, evaluate, Target(1.0, None), Group(z, rng.standard_normal(n)), cycles)
+    assert free.num_cycles < cycles.most
