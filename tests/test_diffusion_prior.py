@@ -21,7 +21,7 @@ from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from enkg_ppl import DiffusionWaltz, EnKG, GaussianPrior, LatentSlice, MixturePrior, TemperedSMC
 from enkg_ppl._flow import encode
 from enkg_ppl._infer import choose
-from enkg_ppl._numpyro import DiffusionPrior, DiffusionReparam, ModelError
+from enkg_ppl._numpyro import DiffusionPrior, DiffusionReparam, ModelError, UnsupportedPriorError
 from enkg_ppl._numpyro._model import NumPyroModel
 from enkg_ppl._prior import Prior
 
@@ -552,6 +552,16 @@ def test_a_prior_that_depends_on_other_sites_is_refused():
         numpyro.sample("y", dist.Normal(x[0], 1.0), obs=0.0)
 
     with pytest.raises(ModelError, match="DiffusionPrior of latent site 'x' depends on other latent sites"):
+        NumPyroModel(model, (), {})
+
+
+def test_a_scale_that_depends_on_other_sites_is_refused():
+    def model():
+        s = numpyro.sample("s", dist.HalfNormal())
+        x = numpyro.sample("x", DiffusionPrior(lambda x, sigma: x / (1 + sigma**2), (2,), location=0.0, scale=s))
+        numpyro.sample("y", dist.Normal(x[0], 1.0), obs=0.0)
+
+    with pytest.raises(UnsupportedPriorError, match="DiffusionPrior needs scale .* scale or shift the value"):
         NumPyroModel(model, (), {})
 
 

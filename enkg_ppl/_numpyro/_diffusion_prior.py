@@ -14,6 +14,7 @@ import jax.random as jr
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from jax.core import Tracer
 from jaxtyping import Array
 from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import promote_batch_shape
@@ -21,7 +22,7 @@ from numpyro.distributions.util import validate_sample
 from numpyro.infer.reparam import Reparam
 
 from enkg_ppl._flow import EXACT_DIVERGENCE_DIM, Flow, decode, draw, encode
-from enkg_ppl._numpyro._transport import from_standard, standard_shape, to_standard
+from enkg_ppl._numpyro._transport import UnsupportedPriorError, from_standard, standard_shape, to_standard
 from enkg_ppl._prior import GaussianPrior, NetworkPrior, Prior
 from enkg_ppl._types import Key
 
@@ -193,6 +194,12 @@ def _as_prior(denoiser: Any, event_shape, location, scale) -> Prior:
             "DiffusionPrior needs event_shape, location and scale for a function denoise(x, sigma), which does not "
             f"know them; got event_shape={event_shape}, location={location}, scale={scale}"
         )
+    for name, value in (("location", location), ("scale", scale)):
+        if isinstance(value, Tracer):
+            raise UnsupportedPriorError(
+                f"DiffusionPrior needs {name} as numbers that depend on no other site: give it fixed ones, and scale "
+                "or shift the value of the site in the model, as in s * x"
+            )
     with jax.ensure_compile_time_eval():  # its checks look at values, also amid a traced model
         function: Any = denoiser
         return NetworkPrior.from_denoiser(function, event_shape, location=location, scale=scale)

@@ -178,8 +178,9 @@ def _read(file: Path) -> bytes:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
+    text = _read(file)
     try:
-        content = json.loads(_read(file).decode(), object_pairs_hook=_without_repeats, parse_constant=_no_constant)
+        content = json.loads(text.decode(), object_pairs_hook=_without_repeats, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise PriorFileError(f"{file} is no whole JSON file ({error}): {ANEW}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
