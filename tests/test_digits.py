@@ -162,7 +162,8 @@ def test_page_shows_numbers_and_escapes_text(page):
 def test_demo_runs(tmp_path, capsys):
     pytest.importorskip("sklearn", reason="scikit-learn holds the digits")
     path = tmp_path / "digits.html"
-    main(["--quick", "--report", str(path)])
+    with jax.numpy_rank_promotion("allow"):  # NumPyro broadcasts in its distributions
+        main(["--quick", "--report", str(path)])
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == str(path)
     assert "8-bit rounding" in printed

@@ -13,7 +13,7 @@ from scipy import ndimage
 pytest.importorskip("sklearn", reason="needs the extra 'validation'")
 
 from enkg_ppl import EnKG
-from enkg_ppl._flow import conditional_sample
+from enkg_ppl._flow import conditional_sample, decode
 from enkg_ppl._numpyro._model import NumPyroModel
 from models import toys
 from validation import metrics
@@ -150,8 +150,12 @@ def z_grid(target, half_width=5.5, num=161):
     assert target.twin is not None
     model = NumPyroModel(target.twin, (), dict(target.kwargs))
     problem = model.problem()
-    log_likelihood = jax.jit(lambda z: jax.lax.map(problem.log_likelihood, z, batch_size=4096))(jnp.asarray(z))
-    x = jax.jit(lambda z: jax.lax.map(lambda z: model.simulator.replay(z)[0]["x"], z, batch_size=4096))(jnp.asarray(z))
+
+    def one(z):
+        u = decode(problem.prior, z)
+        return problem.log_likelihood(u), model.simulator.replay(u)[0]["x"]
+
+    log_likelihood, x = jax.jit(lambda z: jax.lax.map(one, z, batch_size=4096))(jnp.asarray(z))
     log_prior = -0.5 * np.sum(z**2, axis=1) + 2 * math.log((axis[1] - axis[0]) / math.sqrt(2 * math.pi))
     return np.asarray(x), log_prior + np.asarray(log_likelihood)
 
