@@ -13,6 +13,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from bare import Bare
 from numpyro import handlers
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
@@ -27,19 +28,6 @@ from enkg_ppl._prior import Prior
 
 MIXTURE = MixturePrior([0.6, 0.4], [[-2.0, 0.0], [1.5, 1.0]], [[0.3, 1.0], [0.5, 0.2]])
 J = 512
-
-
-class Bare(Prior):
-    """A prior known by its denoiser alone."""
-
-    inner: Prior
-
-    dim = property(lambda self: self.inner.dim)
-    location = property(lambda self: self.inner.location)
-    scale = property(lambda self: self.inner.scale)
-
-    def denoise(self, x, sigma):
-        return self.inner.denoise(x, sigma)
 
 
 PRIOR = DiffusionPrior(Bare(MIXTURE), num_steps=24)

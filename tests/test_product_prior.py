@@ -7,29 +7,16 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from bare import Bare
 
 from enkg_ppl import Flow, GaussianPrior, MixturePrior
 from enkg_ppl._flow import conditional_sample, decode, draw, encode
-from enkg_ppl._prior import Prior
 from enkg_ppl._prior._product import ProductPrior
 
 NARROW = MixturePrior([0.6, 0.4], [[-2.0, 0.0], [1.5, 1.0]], [[0.3, 1.0], [0.5, 0.2]])
 WIDE = MixturePrior([0.3, 0.7], [[90.0], [130.0]], [[25.0], [100.0]])
 PRODUCT = ProductPrior([GaussianPrior.standard(1), WIDE, NARROW], [1, 2, 1])
 N = 4096
-
-
-class Bare(Prior):
-    """A prior known by its denoiser alone."""
-
-    inner: Prior
-
-    dim = property(lambda self: self.inner.dim)
-    location = property(lambda self: self.inner.location)
-    scale = property(lambda self: self.inner.scale)
-
-    def denoise(self, x, sigma):
-        return self.inner.denoise(x, sigma)
 
 
 def joint() -> MixturePrior:

@@ -11,7 +11,7 @@ import numpy as np
 
 from enkg_ppl._import._edm import below_prefix
 from enkg_ppl._import._fill import Source, fill, heads_first, source
-from enkg_ppl._import._prior import as_prior, check_preconditioning
+from enkg_ppl._import._prior import as_prior, check_preconditioning, refuse_labels
 from enkg_ppl._import._read import read_tensors
 from enkg_ppl._network._adm_unet import ADMUNet
 from enkg_ppl._network._blocks import Resampling, ResidualBlock
@@ -68,11 +68,7 @@ def import_adm(
         raise ValueError(f"import_adm needs attention_order 'heads first' or 'qkv first'; got {attention_order!r}")
     name = "the checkpoint" if isinstance(checkpoint, Mapping) else str(checkpoint)
     tensors = below_prefix(read_tensors(checkpoint, weights), ANCHOR, name, "import_adm", "UNetModel")
-    if "label_emb.weight" in tensors:
-        raise ValueError(
-            f"{name} is a class-conditional network ({tensors['label_emb.weight'].shape[0]} labels); only "
-            "unconditional ones can be imported"
-        )
+    refuse_labels(tensors.get("label_emb.weight"), 0, name)
     config = _config(tensors, name, tuple(shape))
     config |= {"head_channels": head_channels, "num_heads": num_heads or 1}
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from enkg_ppl._import._fill import Source, fill, interleaved_heads, source
-from enkg_ppl._import._prior import as_prior, check_preconditioning
+from enkg_ppl._import._prior import as_prior, check_preconditioning, refuse_labels
 from enkg_ppl._import._read import read_tensors
 from enkg_ppl._network._adm_unet import ADMUNet
 from enkg_ppl._network._song_unet import SongUNet
@@ -60,11 +60,7 @@ def import_edm(
     check_preconditioning("import_edm", preconditioning)
     name = "the checkpoint" if isinstance(checkpoint, Mapping) else str(checkpoint)
     tensors = below_prefix(read_tensors(checkpoint, weights), ANCHOR, name, "import_edm", "SongUNet or DhariwalUNet")
-    if "map_label.weight" in tensors:
-        raise ValueError(
-            f"{name} is a class-conditional network ({tensors['map_label.weight'].shape[1]} labels); only "
-            "unconditional ones can be imported"
-        )
+    refuse_labels(tensors.get("map_label.weight"), 1, name)
     if "out_conv.weight" in tensors:
         network_class, config, locate = ADMUNet, _dhariwal_config(tensors, name), _dhariwal_sources
     else:

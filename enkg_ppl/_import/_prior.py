@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from enkg_ppl._prior._network import NetworkPrior
 from enkg_ppl._prior._preconditioning import Preconditioning
 
@@ -35,4 +37,13 @@ def check_preconditioning(function: str, preconditioning: Any) -> None:
         raise TypeError(
             f"{function} needs the preconditioning that the network was trained with, such as EDM(), VP() or "
             f"Discrete(alphas_cumprod); got {preconditioning!r}"
+        )
+
+
+def refuse_labels(weight: np.ndarray | None, axis: int, name: str) -> None:
+    """Refuse a checkpoint whose embedding of class labels has this weight, the labels along `axis`."""
+    if weight is not None:
+        raise ValueError(
+            f"{name} is a class-conditional network ({weight.shape[axis]} labels); only unconditional ones can be "
+            "imported"
         )

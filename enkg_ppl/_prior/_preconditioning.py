@@ -156,7 +156,23 @@ class VE(Preconditioning):
         return Coefficients(one, sigma, one, jnp.log(sigma / 2))
 
 
-class IDDPM(Preconditioning):
+class _Stepped(Preconditioning):
+    """Trained on the noise levels of so many steps and no others."""
+
+    @abc.abstractmethod
+    def sigmas(self) -> np.ndarray:
+        """Noise levels of the steps, rising."""
+
+    @property
+    def sigma_min(self) -> float:
+        return float(self.sigmas()[0])
+
+    @property
+    def sigma_max(self) -> float:
+        return float(self.sigmas()[-1])
+
+
+class IDDPM(_Stepped):
     """Noise prediction on the cosine grid of improved DDPM; the network is told the nearest step's number.
 
     `num_steps`: M. `nearest`: False interpolates the step's number in log sigma instead, which leaves no jumps for an
@@ -180,20 +196,12 @@ class IDDPM(Preconditioning):
             u[j - 1] = np.sqrt((u[j] ** 2 + 1) / max(alpha_bar[j - 1] / alpha_bar[j], IDDPM_LARGEST_STEP) - 1)
         return u[M - 1 :: -1]
 
-    @property
-    def sigma_min(self):
-        return float(self.sigmas()[0])
-
-    @property
-    def sigma_max(self):
-        return float(self.sigmas()[-1])
-
     def coefficients(self, sigma):
         one, noise = jnp.ones_like(sigma), _step(sigma, self.sigmas(), self.nearest)
         return Coefficients(one, -sigma, 1 / jnp.sqrt(sigma**2 + 1), noise)
 
 
-class Discrete(Preconditioning):
+class Discrete(_Stepped):
     """A network trained on the steps of a discrete schedule, ``x_t = sqrt(a_t) x0 + sqrt(1 - a_t) eps``.
 
     `alphas_cumprod`: ``a_t`` of steps 0, 1, ..., decreasing, between 0 and 1. `prediction`: what the network predicts,
@@ -241,14 +249,6 @@ class Discrete(Preconditioning):
         """Noise levels of the steps."""
         alphas = np.asarray(self.alphas_cumprod)
         return np.sqrt((1 - alphas) / alphas)
-
-    @property
-    def sigma_min(self):
-        return float(self.sigmas()[0])
-
-    @property
-    def sigma_max(self):
-        return float(self.sigmas()[-1])
 
     def config(self):
         return {**super().config(), "alphas_cumprod": list(self.alphas_cumprod)}
