@@ -11,7 +11,16 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from enkg_ppl._network._layers import Conv2d, Features, GroupNorm, Linear, Padding, downsample, upsample
+from enkg_ppl._network._layers import (
+    Conv2d,
+    Features,
+    GroupNorm,
+    Linear,
+    Padding,
+    downsample,
+    fusion_barrier,
+    upsample,
+)
 from enkg_ppl._types import Key, Scalar
 
 Taps = tuple[float, ...]
@@ -99,11 +108,12 @@ class Attention(eqx.Module):
         height, width, channels = x.shape
         inner = x if self.norm is None else self.norm(x)
         pixels = self.qkv(inner.reshape(height * width, channels))
-        q, k, v = jnp.split(pixels.reshape(height * width, 3 * self.heads, channels // self.heads), 3, axis=1)
+        # Heads first, (3, heads, pixels, size): every product below is then one of plain matrices.
+        q, k, v = pixels.reshape(-1, 3, self.heads, channels // self.heads).transpose(1, 2, 0, 3)
         # Written out: `jax.nn.dot_product_attention` works in 32 bits where 64 are asked for.
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        logits = jnp.einsum("qhc,khc->hqk", q * (channels // self.heads) ** -0.5, k, preferred_element_type=wide)
-        mixed = jnp.einsum("hqk,khc->qhc", jax.nn.softmax(logits).astype(x.dtype), v)
+        logits = jnp.matmul(q * q.shape[-1] ** -0.5, k.mT, preferred_element_type=wide)
+        mixed = (jax.nn.softmax(logits).astype(x.dtype) @ v).transpose(1, 0, 2)
         return (x + self.out(mixed.reshape(height * width, channels)).reshape(x.shape)) * self.skip_scale
 
 
@@ -217,7 +227,7 @@ class ResidualBlock(eqx.Module):
         h = self.conv1(jax.nn.silu(h))
         x = self._resampled(x)
         x = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
-        return x if self.attention is None else self.attention(x)
+        return fusion_barrier(x if self.attention is None else self.attention(x), self.conv1.weight)
 
 
 Shape = tuple[int, int, int]  # channels, height, width
