@@ -4,9 +4,10 @@
 
 Both sides do the same: denoising loss of EDM at random noise levels, gradient clipping, Adam, a moving average of the
 weights, batches from an array in memory. Ours shares every batch between one JAX device for each core
-(``jax_num_cpu_devices``, the `devices` of `train_prior`): a convolution of XLA keeps one core busy. The two take turns, a few steps each, so that whatever else the machine does
-meets both alike; the best round of each counts. PyTorch gets pooling and repetition for its changes of resolution,
-which are faster than the filters of the published code, and is tried with channels first and last.
+(``jax_num_cpu_devices`` and the `devices` of `train_prior`), since a convolution of XLA keeps one core busy. The two
+take turns, a few steps each, so that whatever else the machine does meets both alike; the best round of each counts.
+PyTorch gets pooling and repetition for its changes of resolution, which are faster than the filters of the published
+code, and is tried with channels first and last.
 """
 
 from __future__ import annotations
