@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jax.scipy.special import gammaincc, ndtri
 from jaxtyping import Float
+from scipy.special import gammaincc, ndtri
 
 from enkg_ppl._refine._mixing import SIZES, best_fit
 from enkg_ppl._refine._reference import fit, labels

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from jax.scipy.special import gammaincc
+from scipy.special import gammaincc
 
 from enkg_ppl._agreement import Agreement, agreement
 from enkg_ppl._field_diagnostics import EnsembleCheck

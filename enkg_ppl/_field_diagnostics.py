@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import gammainc, gammaincc
 from jax.typing import ArrayLike
+from scipy.special import gammainc, gammaincc
 
 from enkg_ppl._correction._slope import ridge
 

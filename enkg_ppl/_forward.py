@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from enkg_ppl._blackbox import only_rows, raise_host_failure
+from enkg_ppl._ensembles import Meeting
 from enkg_ppl._likelihood import Likelihood, Response
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._types import AnyArray, Ensemble, EnsembleOutput
@@ -68,6 +70,7 @@ class Evaluator:
     sees many particles in a call.
 
     `limit`: the number of evaluations that may be made in all, or None; callers ask `remaining` first.
+    `meeting`: where other ensembles' evaluations are joined with these.
     """
 
     def __init__(self, problem: InverseProblem, batch_size: int, chunk_size: int | None = None):
@@ -77,6 +80,7 @@ class Evaluator:
         self.limit: int | None = None
         self.count = 0
         self.num_failed = 0
+        self.meeting: Meeting | None = None
         self._kept: list[tuple[Ensemble, Response]] = []
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1 particle, or None for all at once; got {chunk_size}")
@@ -91,6 +95,12 @@ class Evaluator:
             sizes = {batch_size}
         self._sizes = sorted({size if chunk_size is None else min(size, chunk_size) for size in sizes})
 
+    def another(self, meeting: Meeting | None = None) -> Evaluator:
+        """An evaluator for the same simulator with a count, a limit and a memory of its own."""
+        other = copy.copy(self)
+        other.limit, other.count, other.num_failed, other.meeting, other._kept = None, 0, 0, meeting, []
+        return other
+
     def handed_to(self, problem: InverseProblem) -> Evaluator:
         """An evaluator for the same simulator in other coordinates, with what is left of the budget."""
         if problem is self.problem:
@@ -99,7 +109,7 @@ class Evaluator:
         bounds = [size for size in (self.chunk_size, self.problem.prior.chunk_size) if size is not None]
         other = Evaluator(problem, self.batch_size, min(bounds, default=None))
         other.limit = None if self.limit is None else self.limit - self.count
-        other._kept = self._kept
+        other._kept, other.meeting = self._kept, self.meeting
         return other
 
     @property
@@ -139,10 +149,18 @@ class Evaluator:
         return np.where(failed, -np.inf, log_likelihood)
 
     def _evaluate(self, x: Ensemble, finish):
-        """Simulate, and `finish(likelihood, outputs)`, in batches put together by NumPy."""
-        x, parts, start = np.asarray(x), [], 0
+        """Simulate, and `finish(likelihood, outputs)`; NumPy arrays."""
+        x = np.asarray(x)
         self.count += len(x)
-        with raise_host_failure():
+        if self.meeting is None:
+            return self._in_batches(x, finish)
+        return self.meeting.simulate(self.problem, self._in_batches, x, finish)
+
+    def _in_batches(self, x: Ensemble, finish):
+        """The same, in batches of the sizes that are compiled."""
+        parts, start = [], 0
+        # The watch over host code holds a lock; ensembles on several devices need none for code in JAX.
+        with raise_host_failure() if self._on_host else nullcontext():
             while start < len(x):
                 left = len(x) - start
                 size = next((size for size in self._sizes if size >= left), self._sizes[-1])

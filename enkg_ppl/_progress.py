@@ -11,7 +11,7 @@ GUIDE_SHARE = 0.3
 
 
 class ProgressBar:
-    """One bar over all ensembles; silent where `show` is false."""
+    """One bar over all ensembles, in whatever order they advance; silent where `show` is false."""
 
     def __init__(self, show: bool, num_ensembles: int):
         self._bar = tqdm(
@@ -21,7 +21,7 @@ class ProgressBar:
             bar_format="EnKG {percentage:3.0f}% |{bar:32}| {elapsed} {desc}",
             leave=True,
         )
-        self._done = 0
+        self._shares = [0.0] * num_ensembles
 
     def __enter__(self) -> ProgressBar:
         return self
@@ -29,18 +29,20 @@ class ProgressBar:
     def __exit__(self, *_):
         self._bar.close()
 
-    def guide(self, level: int, num_levels: int) -> None:
-        self._show(GUIDE_SHARE * level / num_levels, f"guiding, level {level} of {num_levels}")
+    def guide(self, ensemble: int, level: int, num_levels: int) -> None:
+        self._show(ensemble, GUIDE_SHARE * level / num_levels, f"guiding, level {level} of {num_levels}")
 
-    def refine(self, fraction: float, words: str) -> None:
-        self._show(GUIDE_SHARE + (1 - GUIDE_SHARE) * fraction, words)
+    def refine(self, ensemble: int, fraction: float, words: str) -> None:
+        self._show(ensemble, GUIDE_SHARE + (1 - GUIDE_SHARE) * fraction, words)
 
-    def next(self) -> None:
-        """One more ensemble is done."""
-        self._done += 1
-        self._show(0.0, "done" if self._done >= self._bar.total else f"ensemble {self._done} done")
+    def done(self, ensemble: int) -> None:
+        """This ensemble has its draws."""
+        self._shares[ensemble] = 1.0
+        done = sum(share == 1 for share in self._shares)
+        self._show(ensemble, 1.0, "done" if done == len(self._shares) else f"{done} of {len(self._shares)} done")
 
-    def _show(self, fraction: float, words: str) -> None:
+    def _show(self, ensemble: int, share: float, words: str) -> None:
+        self._shares[ensemble] = share
         self._bar.set_description_str(words, refresh=False)
-        self._bar.n = min(self._done + fraction, self._bar.total)
+        self._bar.n = min(sum(self._shares), self._bar.total)
         self._bar.refresh()

@@ -272,12 +272,12 @@ def test_a_check_keeps_to_the_budget():
 def test_start_is_stratified(reference):
     """Each component gets its share of the particles to the nearest one or two, not to sampling noise."""
     far = gaussian(np.full(DIM, 50.0), np.eye(DIM), 25.0, ROOM)
-    z = Start(far, 0.25).sample(np.random.default_rng(0), 400, 64)
+    z = Start(far, np.array(0.25)).sample(np.random.default_rng(0), 400, 64)
     assert abs((z[:, 0] > 25).sum() - 300) <= 1
 
 
 def test_start_is_normalised_and_covers_the_prior(reference):
-    start = Start(reference, 0.2)
+    start = Start(reference, np.array(0.2))
     grid = np.linspace(-12, 12, 241)
     points = jnp.asarray(np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2))
     total = np.exp(jax.vmap(start.log_prob)(points)).sum() * (grid[1] - grid[0]) ** 2

@@ -29,7 +29,7 @@ from enkg_ppl._correction._base import Correction, Level
 from enkg_ppl._correction._slope import Pairs, learn, no_pairs
 from enkg_ppl._flow import conditional_sample, draw
 from enkg_ppl._likelihood import Response
-from enkg_ppl._prior import Prior, over_particles
+from enkg_ppl._prior import GaussianPrior, Prior, over_particles
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._random import normals
 from enkg_ppl._schedule import Karras
@@ -73,7 +73,12 @@ class KalmanCorrection(Correction):
         return Karras(self.num_steps, self.last_level * scale, FIRST_LEVEL * scale)
 
     def start(self, key: Key, problem: InverseProblem, num_particles: int, sigma) -> Ensemble:
-        return _noised_prior_draws(key, problem.prior, num_particles, sigma)
+        prior = problem.prior
+        if not prior.has_transport:
+            return _noised_prior_draws(key, prior, num_particles, sigma)
+        shape, dtype = (num_particles, prior.dim), prior.location.dtype
+        z, noise = (normals(k, shape, dtype) for k in jr.split(key))
+        return _noised(prior, z, noise, sigma)
 
     def init(self, problem: InverseProblem, x: Ensemble) -> Pairs:
         x_j = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
@@ -88,11 +93,30 @@ class KalmanCorrection(Correction):
 
     def step(self, key, x, level: Level, problem: InverseProblem, respond, memory: Pairs):
         key_draw, key_perturb, key_noise = jr.split(key, 3)
-        z = _draw(key_draw, problem.prior, x, level.sigma, self.num_draw_steps)
+        if isinstance(problem.prior, GaussianPrior):
+            z = _conditional(problem.prior, normals(key_draw, x.shape, x.dtype), x, level.sigma)
+        else:
+            z = _draw(key_draw, problem.prior, x, level.sigma, self.num_draw_steps)
         responses = respond(z)
         perturbations = normals(key_perturb, responses.prediction.shape, x.dtype)
         noise = normals(key_noise, x.shape, x.dtype)
         return _analyse(self, problem.prior, x, z, responses, level, memory, perturbations, noise)
+
+
+# Random numbers that come from outside (`enkg_ppl._random`) make the first of these two kernels, which any model without
+# a diffusion prior uses, quick to compile.
+
+
+@eqx.filter_jit
+def _noised(prior: Prior, z: Ensemble, noise: Ensemble, sigma) -> Ensemble:
+    """Draws of a prior with a transport, noised."""
+    return over_particles(prior, prior.decode, z) + sigma * noise
+
+
+@eqx.filter_jit
+def _conditional(prior: GaussianPrior, eps: Ensemble, x: Ensemble, sigma) -> Ensemble:
+    """Draws of the conditional of a Gaussian prior given noised values x."""
+    return jax.vmap(lambda eps_j, x_j: prior.conditional_decode(eps_j, x_j, sigma))(eps, x)
 
 
 @eqx.filter_jit

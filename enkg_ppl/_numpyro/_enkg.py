@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import time
 import warnings
 from collections.abc import Callable
@@ -20,11 +21,13 @@ from numpyro.infer import MCMC
 from enkg_ppl._blackbox import raise_host_failure
 from enkg_ppl._correction import Correction
 from enkg_ppl._diagnostics import Diagnostics, diagnose
+from enkg_ppl._ensembles import METHODS, EnsembleMethod, Meeting, run_ensembles
 from enkg_ppl._field_diagnostics import NUM_PRIOR_DRAWS, check_ensemble
 from enkg_ppl._forward import Evaluator, ensemble_forward
 from enkg_ppl._infer import LEAST, Progress, infer
 from enkg_ppl._numpyro._model import ModelError, NumPyroModel, Observation, Simulator
 from enkg_ppl._numpyro._response import ranks_may_differ
+from enkg_ppl._numpyro._traced import TracedResult, is_traced, run_traced
 from enkg_ppl._posterior import Posterior
 from enkg_ppl._prior import GaussianPrior, Prior
 from enkg_ppl._problem import InverseProblem
@@ -47,7 +50,9 @@ class EnKG(MCMC):
 
     `model`: a NumPyro model with continuous latent sites; simulators in host code go through `blackbox`.
     `num_particles`: particles in an ensemble, which is also the number of draws; at least 4.
-    `num_ensembles`: independent ensembles, the chains of R-hat.
+    `num_ensembles`: independent ensembles, the chains of R-hat. `ensemble_method`: "sequential", one after the other;
+    "parallel", on all JAX devices at once; "vectorized", side by side on one device, so that every call of the
+    simulator serves all ensembles.
     `correction`, `schedule`: how the guided flow steers, and its noise levels (default `KalmanCorrection()`).
     `refine`: "auto" (default) makes the posterior exact from the guided ensemble, by `TemperedSMC` or, in latent spaces
     large for this many particles, `LatentSlice` (`diagnostics()` says which and why); a refinement such
@@ -65,6 +70,7 @@ class EnKG(MCMC):
         *,
         num_particles: int = 1024,
         num_ensembles: int = 1,
+        ensemble_method: EnsembleMethod = "sequential",
         correction: Correction | None = None,
         schedule: Schedule | None = None,
         refine: Literal["auto"] | Refinement | None = "auto",
@@ -80,6 +86,8 @@ class EnKG(MCMC):
         least = 4 if refine is not None else 2
         _check_count("num_particles", num_particles, least, "ensembles are split in two halves of at least 2 particles")
         _check_count("num_ensembles", num_ensembles, 1, "each ensemble is a chain")
+        if ensemble_method not in METHODS:
+            raise ValueError(f"ensemble_method must be one of {', '.join(METHODS)}; got {ensemble_method!r}")
         if not (refine is None or refine == "auto" or isinstance(refine, Refinement)):
             raise TypeError(f"refine must be 'auto', None or a refinement such as TemperedSMC(); got {refine!r}")
         if correction is not None and not isinstance(correction, Correction):
@@ -89,6 +97,7 @@ class EnKG(MCMC):
         self.model = model
         self.num_particles = num_particles
         self.num_ensembles = num_ensembles
+        self.ensemble_method: EnsembleMethod = ensemble_method
         self.correction = correction
         self.schedule = schedule
         self.refine: Any = refine
@@ -102,7 +111,7 @@ class EnKG(MCMC):
         self.num_chains, self.num_samples, self.thinning = num_ensembles, num_particles, 1
         self._args: tuple = ()
         self._kwargs: dict[str, Any] = {}
-        self._result: _Result | None = None
+        self._result: _Result | TracedResult | None = None
 
     def __repr__(self) -> str:
         done = "not run yet" if self._result is None else f"{self.num_forward_evaluations:,} forward evaluations"
@@ -115,10 +124,17 @@ class EnKG(MCMC):
         `rng_key`: from `jax.random.key` or `PRNGKey`. `extra_fields`: for `get_extra_fields`; "potential_energy" is
         always there and "log_likelihood" is the other one.
 
+        Inside `jax.jit` or `jax.vmap`, with the data as arguments of `run`, it is a call of the host, once for every
+        data set: draws, extra fields, log likelihood, evidence and `num_warnings` are then part of the program; what
+        ArviZ and `diagnostics` read stays on the host, where the warnings are given.
+
         Raises `ModelError` (a `ValueError`) where the model cannot be inferred, `BlackBoxError` where a black box
         fails, `TypeError` for arguments that the model does not take. Warns where a diagnostic trips.
         """
         _check_extra_fields(extra_fields)
+        if is_traced(rng_key, args, kwargs):
+            self._result = run_traced(self, _as_typed_key(rng_key), args, kwargs, extra_fields)
+            return
         started = time.perf_counter()
         rng_key = _as_typed_key(rng_key)
         numpyro_model = NumPyroModel(self.model, args, kwargs)
@@ -126,10 +142,15 @@ class EnKG(MCMC):
         evaluator = Evaluator(problem, block_size(self.num_particles), self.chunk_size)
         budget = self._budget()
         with ProgressBar(self.progress_bar, self.num_ensembles) as bar:
-            posteriors = []
-            for i in range(self.num_ensembles):
-                posteriors.append(self._infer(jr.fold_in(rng_key, i), numpyro_model, problem, evaluator, budget, bar))
-                bar.next()
+
+            def one(i: int, meeting: Meeting | None) -> Posterior:
+                progress = Progress(functools.partial(bar.guide, i), functools.partial(bar.refine, i))
+                own = evaluator.another(meeting)
+                posterior = self._infer(jr.fold_in(rng_key, i), numpyro_model, problem, own, budget, progress)
+                bar.done(i)
+                return posterior
+
+            posteriors = run_ensembles(one, self.num_ensembles, self.ensemble_method)
         result = _collect(numpyro_model, problem, posteriors, evaluator.batch_size, self.chunk_size, extra_fields)
         result.seconds = time.perf_counter() - started
         self._args, self._kwargs, self._result = args, kwargs, result
@@ -137,8 +158,14 @@ class EnKG(MCMC):
             warnings.warn(f"EnKG: {sentence}", stacklevel=2)
 
     def _infer(
-        self, key, numpyro_model: NumPyroModel, problem: InverseProblem, evaluator: Evaluator, budget, bar: ProgressBar
-    ):
+        self,
+        key,
+        numpyro_model: NumPyroModel,
+        problem: InverseProblem,
+        evaluator: Evaluator,
+        budget,
+        progress: Progress,
+    ) -> Posterior:
         """One ensemble: the guided flow, then the refinement."""
         if self.refine is None and not numpyro_model.guided:
             reasons = "; ".join(f"'{name}': {why}" for name, why in numpyro_model.unguided.items())
@@ -154,7 +181,7 @@ class EnKG(MCMC):
             guided=bool(numpyro_model.guided),
             check=False,  # the last look at the draws does that
             evaluator=evaluator,
-            progress=Progress(bar.guide, bar.refine),
+            progress=progress,
         )
 
     def _budget(self) -> int | None:
@@ -173,10 +200,20 @@ class EnKG(MCMC):
     # -- results -------------------------------------------------------------------------------------------------
 
     @property
-    def _done(self) -> _Result:
+    def _done(self) -> _Result | TracedResult:
         if self._result is None:
             raise RuntimeError("EnKG has no draws yet: call run(rng_key, ...) first")
         return self._result
+
+    def _on_host(self, what: str) -> _Result:
+        """The results of a run outside of any JAX program."""
+        result = self._done
+        if isinstance(result, TracedResult):
+            raise TypeError(
+                f"{what} of a run inside jax.jit or jax.vmap stays on the host: run outside for it, or use get_samples, "
+                "get_extra_fields, get_log_likelihood, log_evidence and num_warnings"
+            )
+        return result
 
     def get_samples(self, group_by_chain: bool = False) -> dict[str, jax.Array]:
         """Draws of every latent and deterministic site, by name.
@@ -202,7 +239,7 @@ class EnKG(MCMC):
         Sites of a `DiffusionPrior` with more than 64 entries, such as images, get one line of extremes instead of one
         an entry.
         """
-        result = self._done
+        result = self._on_host("print_summary")
         sites = dict(result.samples)
         if exclude_deterministic:
             sites = {name: sites[name] for name in result.latent_names}
@@ -215,7 +252,13 @@ class EnKG(MCMC):
 
     def diagnostics(self) -> Diagnostics:
         """What was done, what it cost, and the signs that the posterior should not be trusted."""
-        return self._done.diagnostics
+        return self._on_host("diagnostics").diagnostics
+
+    @property
+    def num_warnings(self) -> int:
+        """Number of diagnostics that tripped; an array inside `jax.jit` and `jax.vmap`."""
+        result = self._done
+        return result.num_warnings if isinstance(result, TracedResult) else len(result.diagnostics.warnings)
 
     def to_arviz(
         self,
@@ -234,7 +277,7 @@ class EnKG(MCMC):
         """
         from enkg_ppl._arviz import from_fitted  # importing ArviZ takes seconds
 
-        result = self._done
+        result = self._on_host("to_arviz")
         if prior is True:
             prior = _predict(self, jr.key(SEED_PRIOR))
         if posterior_predictive is True:
@@ -250,7 +293,7 @@ class EnKG(MCMC):
     @property
     def seconds(self) -> float:
         """Wall-clock seconds of the last run, compilation included."""
-        return self._done.seconds
+        return self._on_host("seconds").seconds
 
     @property
     def log_evidence(self) -> float | None:
@@ -280,7 +323,7 @@ class EnKG(MCMC):
 
     def transfer_states_to_host(self) -> None:
         """Move the draws to host memory."""
-        result = self._done
+        result = self._on_host("transfer_states_to_host")
         for name in ("samples", "extra_fields", "observations", "log_likelihood"):
             setattr(result, name, jax.device_get(getattr(result, name)))
 
@@ -477,7 +520,7 @@ def _check_extra_fields(extra_fields) -> None:
 
 
 def _refuse_unknown(unknown: dict[str, Any]) -> None:
-    known = ["num_particles", "num_ensembles", "correction", "schedule", "refine", "progress_bar"]
+    known = ["num_particles", "num_ensembles", "ensemble_method", "correction", "schedule", "refine", "progress_bar"]
     known += ["max_forward_evaluations", "chunk_size"]
     for name in unknown:
         close = difflib.get_close_matches(name, known, 1)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,6 +35,9 @@ from enkg_ppl._prior import GaussianPrior, Prior
 from enkg_ppl._prior._product import ProductPrior
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._types import Scalar, Vector
+
+# NumPyro keeps one stack of handlers for all threads.
+_TRACING = threading.RLock()
 
 
 class ModelError(ValueError):
@@ -143,7 +147,7 @@ class Simulator(eqx.Module):
         given = self if self.constants is None else self.constants
         seeded = handlers.seed(self.model, jr.key(0))  # a fixed key: the forward map is a function of z
         try:
-            with ranks_may_differ():
+            with _TRACING, ranks_may_differ():
                 traced = handlers.trace(handlers.substitute(seeded, substitute_fn=substitute))
                 return traced.get_trace(*given.args, **given.kwargs)
         except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:

@@ -99,8 +99,11 @@ class GaussianPrior(Prior):
         return self.mean + self.from_basis(shrink * self.to_basis(x - self.mean))
 
     def conditional_sample(self, key: Key, x: Vector, sigma: Scalar) -> Vector:
+        return self.conditional_decode(jr.normal(key, x.shape, x.dtype), x, sigma)
+
+    def conditional_decode(self, eps: Vector, x: Vector, sigma: Scalar) -> Vector:
+        """The draw of `conditional_sample` that a standard-normal `eps` stands for."""
         variance = self.variances * sigma**2 / (self.variances + sigma**2)
-        eps = jr.normal(key, x.shape, x.dtype)
         return self.denoise(x, sigma) + self.from_basis(jnp.sqrt(variance) * eps)
 
     def sample(self, key: Key) -> Vector:

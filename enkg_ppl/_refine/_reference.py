@@ -75,6 +75,7 @@ def _mixture(log_weights, means, chols, df) -> StudentMixture:
 # Constants of the fit, measured on the sbibm tasks.
 NUM_EM_STEPS = 25
 COVARIANCE_PRIOR = 0.5  # prior covariance of a component: this times K^(-2/d), in whitened units
+LEAST_ROWS = 512  # of what is fitted; half of the scouts and half of a default ensemble then share a program
 INFLATION = 1.1  # of every covariance, against overconfidence of the fit
 
 
@@ -196,9 +197,9 @@ def _as(dtype, shape: Shape) -> list[np.ndarray]:
 
 
 def _padded(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Filled up to a power of two, since each size is compiled; and which rows are particles."""
+    """Filled up to a power of two, at least `LEAST_ROWS`, since each size is compiled; and which rows are particles."""
     n = len(z)
-    size = 1 << (n - 1).bit_length()
+    size = max(LEAST_ROWS, 1 << (n - 1).bit_length())
     filled = np.concatenate([z, np.repeat(z[:1], size - n, axis=0)])
     return filled, (np.arange(size) < n).astype(z.dtype)
 

@@ -20,7 +20,7 @@ class Start(eqx.Module):
     """A proposal that covers the posterior: a fitted mixture with a share of the prior, so that no mode is lost."""
 
     mixture: StudentMixture
-    prior_share: float
+    prior_share: Scalar
 
     def log_prob(self, z: Vector) -> Scalar:
         return jnp.logaddexp(
@@ -35,8 +35,9 @@ class Start(eqx.Module):
         """
         k, d = self.mixture.means.shape
         dtype = self.mixture.means.dtype
-        mixed = (1 - self.prior_share) * np.exp(np.asarray(self.mixture.log_weights, float))
-        edges = np.cumsum(np.concatenate([[self.prior_share], mixed]))
+        share = float(self.prior_share)
+        mixed = (1 - share) * np.exp(np.asarray(self.mixture.log_weights, float))
+        edges = np.cumsum(np.concatenate([[share], mixed]))
         places = (np.arange(num_particles) + rng.random()) / num_particles * edges[-1]
         component = np.minimum(np.searchsorted(edges, places), k) - 1  # -1: the prior
         chi2 = rng.chisquare(float(self.mixture.df), num_particles).astype(dtype)

@@ -163,13 +163,15 @@ class _Tempering:
 
     def start_from(self, z: Ensemble, stage: int) -> Start:
         """What covers an ensemble, guided (stage 0) or scouts (1): a mixture, or the linearised posterior if better."""
-        prior_share, inflation = self.settings.prior_share[stage], self.settings.inflation
+        inflation = self.settings.inflation
+        # As an array: a Python number would be part of the program, and every kernel be compiled for each share.
+        share = np.asarray(self.settings.prior_share[stage], self.dtype)
         shape, score = best_fit(self.rng, z, self.settings.num_components, self.room)
         if self.linearised is not None and mean_log_prob(self.linearised, z) > score:
-            return Start(inflated(self.linearised, inflation[1]), prior_share)
+            return Start(inflated(self.linearised, inflation[1]), share)
         # Heavy tails, whatever fits best: what the start leaves out, weights cannot bring back.
         mixture = fit(self.rng, z, Shape(shape.size, DFS[0]), self.room)
-        return Start(inflated(mixture, inflation[stage]), prior_share)
+        return Start(inflated(mixture, inflation[stage]), share)
 
     def run(self, n: int, start: Start | None, stage: int, reserve: int | None) -> _Run:
         """Temper `n` particles from the start to the posterior.
