@@ -98,11 +98,7 @@ class SiteLikelihood(Likelihood):
     def response(self, g: dict[str, Observation]) -> Response:
         parts = []
         for name in self.guided:
-            response = gaussian_response(g[name].fn, g[name].value)
-            if g[name].scale is not None:
-                scale = jnp.broadcast_to(g[name].scale, response.noise.shape)
-                response = response._replace(noise=response.noise / scale)
-            parts.append(response)
+            parts.append(gaussian_response(g[name].fn, g[name].value, g[name].scale))
         return Response(*(jnp.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
@@ -217,8 +213,8 @@ class _Refuse(Messenger):
             hidden = frame.f_locals.get("msg")
             if isinstance(frame.f_locals.get("self"), handlers.block) and hidden["type"] in ("sample", "control_flow"):
                 raise ModelError(
-                    f"latent site '{hidden['name']}' is hidden by handlers.block, so it cannot be inferred: take it out "
-                    "of the block, or fix its value inside, as in handlers.condition(model, data={...})"
+                    f"latent site '{hidden['name']}' is hidden by handlers.block, so it cannot be inferred: take it "
+                    "out of the block, or fix its value inside, as in handlers.condition(model, data={...})"
                 )
             frame = frame.f_back
 
@@ -478,7 +474,7 @@ class NumPyroModel:
 
         def usable(z, name):
             outputs.update(self.simulator(z))
-            return gaussian_response(outputs[name].fn, outputs[name].value)
+            return gaussian_response(outputs[name].fn, outputs[name].value, outputs[name].scale)
 
         for name in self.observed:
             try:
@@ -521,8 +517,8 @@ class _naming:
 def _check_latent(name: str, site) -> None:
     if name.endswith("_unwrapped") and isinstance(site["fn"], dist.ImproperUniform):
         raise ModelError(
-            f"latent site '{name}' is an angle that CircularReparam gave an improper prior: drop that reparam, sample the "
-            "angle from dist.Uniform(-jnp.pi, jnp.pi), and add its density by numpyro.factor"
+            f"latent site '{name}' is an angle that CircularReparam gave an improper prior: drop that reparam, sample "
+            "the angle from dist.Uniform(-jnp.pi, jnp.pi), and add its density by numpyro.factor"
         )
     with _naming(name):
         standard_shape(_prior_of(site))
