@@ -395,7 +395,11 @@ DATA = {
     "censored": jnp.array([2.0, 0.5, 1.5, 0.4, 0.6, 0.2]),
     "angle": jnp.array([2.2, 2.6, 3.1, -3.0, -2.6, -2.5]),  # 3 and -3 are neighbours
 }
-UNGUIDED = {"factor": "numpyro.factor has no data", "censored": "RightCensoredDistribution has no mean and variance"}
+UNGUIDED = {
+    "factor": "numpyro.factor has no data",
+    "uniform": "Uniform has the same density",
+    "censored": "RightCensoredDistribution has no mean and variance",
+}
 
 
 @pytest.mark.parametrize("name", ONE)

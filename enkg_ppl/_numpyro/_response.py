@@ -98,6 +98,12 @@ def _(fn, value):
     raise UnusableObservation("Delta leaves no room for noise")
 
 
+@_response.register(dist.Uniform)
+def _(fn, value):
+    # Within its bounds the datum says nothing of where it came from, so a mean and a variance would mislead.
+    raise UnusableObservation("Uniform has the same density wherever the datum is allowed")
+
+
 @_response.register(dist.Independent)
 def _(fn, value):
     return _response(fn.base_dist, value)
