@@ -15,6 +15,7 @@ from jax.scipy.special import betaln, gammaln, i0e, logsumexp, ndtr
 from enkg_ppl import EnKG
 from enkg_ppl._numpyro._model import NumPyroModel, Observation, SiteLikelihood
 from enkg_ppl._numpyro._response import UnusableObservation, gaussian_response
+from enkg_ppl._weights import pareto_khat
 
 J = 256
 Y = jnp.array([0.4, 1.3])  # positive
@@ -451,3 +452,9 @@ def test_masked_data_end_to_end():
     draws = infer(model, jnp.array([0.3, 9.0, 0.8])).get_samples()["a"]
     check_on_grid(draws, -(GRID**2) / 2 - 2 * ((0.3 - GRID) ** 2 + (0.8 - GRID) ** 2))
     assert NumPyroModel(model, (jnp.ones(3),), {}).guided == ["y"]
+
+
+def test_weights_that_differ_by_rounding_are_equal():
+    """A likelihood that is flat where it is not zero, summed in floats."""
+    noise = np.random.default_rng(0).uniform(-1e-15, 1e-15, 500)
+    assert np.isnan(pareto_khat(-3.0 + noise))

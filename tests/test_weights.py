@@ -81,9 +81,3 @@ def test_digits_are_not_learnt_by_heart(digits):
     ours, theirs = (np.median(digits_prior.distance_to(trained, some)) for some in (cards.samples(digits, 180), unseen))
     assert 0.8 < ours / theirs < 1.6
     assert ours > 2 * digits_prior.DEQUANTISATION * digits_prior.SIZE
-
-
-def test_weights_that_differ_by_rounding_are_equal():
-    """A likelihood that is flat where it is not zero, summed in floats."""
-    noise = np.random.default_rng(0).uniform(-1e-15, 1e-15, 500)
-    assert np.isnan(pareto_khat(-3.0 + noise))

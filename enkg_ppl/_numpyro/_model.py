@@ -73,7 +73,16 @@ class Observation(eqx.Module):
     def log_prob(self) -> Array:
         """Log density of every independent datum, before `scale`."""
         with ranks_may_differ():
-            return jnp.asarray(self.fn.log_prob(self.value))
+            log_prob = jnp.asarray(self.fn.log_prob(self.value))
+            if _is_uniform(self.fn):  # NumPyro's density of it is the same outside of the bounds
+                return jnp.where(self.fn.support(self.value), log_prob, -jnp.inf)
+            return log_prob
+
+
+def _is_uniform(fn: dist.Distribution) -> bool:
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Uniform)
 
 
 class SiteLikelihood(Likelihood):
