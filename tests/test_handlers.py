@@ -1,5 +1,7 @@
 """Effect handlers, control flow and plates: the extracted problem against NumPyro's own joint density."""
 
+# pyright: reportArgumentType=false
+# NumPyro types its handlers for arrays alone.
 import jax
 import jax.numpy as jnp
 import jax.random as jr
