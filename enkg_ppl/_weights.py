@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 LEAST_TAIL = 5
+ROUNDING = 1e-8  # of the largest weight: what differs by less is equal
 
 
 def pareto_khat(log_weights: Float[np.ndarray, " particles"]) -> float:
@@ -26,7 +27,7 @@ def pareto_khat(log_weights: Float[np.ndarray, " particles"]) -> float:
         return float("nan")
     weights = np.exp(finite - finite[-1])
     excess = weights[-tail:] - weights[-tail - 1]
-    if excess[-1] <= 0:
+    if excess[-1] <= ROUNDING:
         return float("nan")
     excess = np.maximum(excess, np.finfo(float).tiny)
     k = _generalised_pareto_shape(excess)

@@ -24,8 +24,10 @@ import jax.random as jr
 import numpy as np
 import numpyro.distributions as dist
 from jax.core import Tracer
+from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Float
 from numpyro import handlers
+from numpyro.primitives import Messenger
 
 from enkg_ppl._likelihood import Likelihood, Response
 from enkg_ppl._numpyro._diffusion_prior import DiffusionPrior, diffusion_prior_in, in_standard_units
@@ -34,7 +36,7 @@ from enkg_ppl._numpyro._transport import UnsupportedPriorError, from_standard, s
 from enkg_ppl._prior import GaussianPrior, Prior
 from enkg_ppl._prior._product import ProductPrior
 from enkg_ppl._problem import InverseProblem
-from enkg_ppl._types import Scalar, Vector
+from enkg_ppl._types import Key, Scalar, Vector
 
 # NumPyro keeps one stack of handlers for all threads.
 _TRACING = threading.RLock()
@@ -54,16 +56,37 @@ class LatentSite(NamedTuple):
 
 
 class Observation(eqx.Module):
-    """One observed site in one run of the model: a part of the simulator's output."""
+    """One observed site in one run of the model: a part of the simulator's output.
 
-    fn: dist.Distribution
+    The distribution is kept as its arrays: NumPyro's masked ones are no tree of anything but arrays.
+    """
+
+    leaves: list[Any]
+    structure: Any = eqx.field(static=True)
     value: Any
     scale: Any
+
+    def __init__(self, fn: dist.Distribution, value, scale):
+        self.leaves, self.structure = jax.tree.flatten(fn)
+        self.value, self.scale = value, scale
+
+    @property
+    def fn(self) -> dist.Distribution:
+        return jax.tree.unflatten(self.structure, self.leaves)
 
     def log_prob(self) -> Array:
         """Log density of every independent datum, before `scale`."""
         with ranks_may_differ():
-            return jnp.asarray(self.fn.log_prob(self.value))
+            log_prob = jnp.asarray(self.fn.log_prob(self.value))
+            if _is_uniform(self.fn):  # NumPyro's density of it is the same outside of the bounds
+                return jnp.where(self.fn.support(self.value), log_prob, -jnp.inf)
+            return log_prob
+
+
+def _is_uniform(fn: dist.Distribution) -> bool:
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Uniform)
 
 
 class SiteLikelihood(Likelihood):
@@ -88,16 +111,35 @@ class SiteLikelihood(Likelihood):
     def response(self, g: dict[str, Observation]) -> Response:
         parts = []
         for name in self.guided:
-            response = gaussian_response(g[name].fn, g[name].value)
-            if g[name].scale is not None:
-                scale = jnp.broadcast_to(g[name].scale, response.noise.shape)
-                response = response._replace(noise=response.noise / scale)
-            parts.append(response)
+            parts.append(gaussian_response(g[name].fn, g[name].value, g[name].scale))
         return Response(*(jnp.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
-def _affine(fn: dist.Distribution) -> dist.Distribution:
+def _prior_of(site) -> dist.Distribution:
+    """The distribution of a latent site that its part of z stands for."""
+    fn = site["fn"].base_dist if _is_imputed(site) else site["fn"]
     return fn if diffusion_prior_in(fn) is None else in_standard_units(fn)
+
+
+def _is_latent(site) -> bool:
+    return site["type"] == "sample" and not site["is_observed"]
+
+
+def _is_imputed(site) -> bool:
+    """Whether a site stands for the missing ones among data, as `obs_mask` makes it."""
+    return site["name"].endswith("_unobserved") and isinstance(site["fn"], dist.MaskedDistribution)
+
+
+def _of_step(part: Array, site) -> Array:
+    """What belongs to the present step, in the body of a `scan`: NumPyro says which that is."""
+    step = site["infer"].get("_scan_current_index")
+    return part if step is None else part[step]
+
+
+def _key_of(z: Vector) -> Key:
+    """Randomness that is a function of z, as all of a run is, and differs between particles."""
+    bits = jax.lax.bitcast_convert_type(z.astype(jnp.float32), jnp.uint32)
+    return jr.fold_in(jr.key(0), jnp.sum(bits, dtype=jnp.uint32))
 
 
 class _Constants:
@@ -117,20 +159,26 @@ class Simulator(eqx.Module):
     model: Callable = eqx.field(static=True)
     sites: tuple[LatentSite, ...] = eqx.field(static=True)
     deterministic: tuple[str, ...] = eqx.field(static=True)
+    imputed: tuple[str, ...] = eqx.field(static=True)  # missing data that nothing depends on: drawn, not inferred
     args: tuple
     kwargs: dict[str, Any]
     constants: _Constants | None = eqx.field(static=True, default=None)
 
     def trace(self, z: Vector) -> dict[str, Any]:
         """Run the model with its latent sites at z."""
-        parts = {site.name: z[site.start : site.stop].reshape(site.shape) for site in self.sites}
+        return self.run(lambda site: self.value(site, z))
 
-        def substitute(site):
-            if site["type"] == "sample" and not site["is_observed"]:
-                return from_standard(_affine(site["fn"]), parts[site["name"]])
+    def value(self, site, z: Vector) -> Array | None:
+        """What z makes of a site while the model runs; None where that is not for z to say."""
+        if not _is_latent(site):
             return None
-
-        return self.run(substitute)
+        if site["name"] in self.imputed:
+            key = jr.fold_in(_key_of(z), self.imputed.index(site["name"]))
+            step = site["infer"].get("_scan_current_index")
+            return site["fn"].base_dist.sample(key if step is None else jr.fold_in(key, step))
+        place = next(place for place in self.sites if place.name == site["name"])
+        part = z[place.start : place.stop].reshape(place.shape)
+        return from_standard(_prior_of(site), _of_step(part, site))
 
     def __call__(self, z: Vector) -> dict[str, Observation]:
         """The simulator: z to the observed sites' distributions."""
@@ -139,13 +187,13 @@ class Simulator(eqx.Module):
     def replay(self, z: Vector) -> tuple[dict[str, Array], dict[str, Observation]]:
         """One run in full: latent and deterministic values by site, and the observed sites."""
         trace = self.trace(z)
-        kept = [site.name for site in self.sites] + list(self.deterministic)
+        kept = [site.name for site in self.sites] + list(self.imputed) + list(self.deterministic)
         return {name: jnp.asarray(trace[name]["value"]) for name in kept}, _observations(trace)
 
     def run(self, substitute) -> dict[str, Any]:
         """The model's trace, its sites substituted."""
         given = self if self.constants is None else self.constants
-        seeded = handlers.seed(self.model, jr.key(0))  # a fixed key: the forward map is a function of z
+        seeded = handlers.seed(_Refuse(self.model), jr.key(0))  # a fixed key: the forward map is a function of z
         try:
             with _TRACING, ranks_may_differ():
                 traced = handlers.trace(handlers.substitute(seeded, substitute_fn=substitute))
@@ -155,6 +203,33 @@ class Simulator(eqx.Module):
                 "the model passes JAX values to host code such as NumPy or SciPy: wrap that function, as in "
                 "simulate = blackbox(fn, shape=...), or write it with jax.numpy"
             ) from error
+        except ModuleNotFoundError as error:
+            if error.name != "funsor":
+                raise
+            raise ModelError(
+                "the model needs funsor, as handlers.collapse does, which EnKG cannot follow: write what is collapsed "
+                "as one distribution, such as dist.BetaBinomial for a Beta site under a Binomial one"
+            ) from error
+
+
+class _Refuse(Messenger):
+    """Refuses subsampling, and latent sites that `handlers.block` hides: those would be drawn once, as if known."""
+
+    def process_message(self, msg):
+        if msg["type"] == "plate":
+            _check_plate(msg)
+        if msg["type"] != "prng_key" or msg["kwargs"]["rng_key"] is not None:
+            return
+        # The hidden site is in no message that gets here: NumPyro's block asks for a random key on its behalf.
+        frame = inspect.currentframe()
+        while frame is not None:
+            hidden = frame.f_locals.get("msg")
+            if isinstance(frame.f_locals.get("self"), handlers.block) and hidden["type"] in ("sample", "control_flow"):
+                raise ModelError(
+                    f"latent site '{hidden['name']}' is hidden by handlers.block, so it cannot be inferred: take it "
+                    "out of the block, or fix its value inside, as in handlers.condition(model, data={...})"
+                )
+            frame = frame.f_back
 
 
 def _observations(trace) -> dict[str, Observation]:
@@ -180,27 +255,27 @@ class NumPyroModel:
     def __init__(self, model: Callable, args: tuple, kwargs: dict[str, Any]):
         self.model, self.args, self.kwargs = model, args, kwargs
         _check_arguments(model, args, kwargs)
-        self.simulator = Simulator(model, (), (), (), {}, _Constants(args, kwargs))
+        self.simulator = Simulator(model, (), (), (), (), {}, _Constants(args, kwargs))
         self._diffusion: dict[str, DiffusionPrior] = {}
-        trace = self._abstract_trace()
+        trace, shapes, self._steps, self.imputed = self._abstract_trace()
         self.sites: list[LatentSite] = []
         self.observed: list[str] = []
         self.deterministic: list[str] = []
         for name, site in trace.items():
-            _check_site(name, site)
             if site["type"] == "deterministic":
                 self.deterministic.append(name)
             elif site["type"] == "sample" and site["is_observed"]:
                 _check_observed(name, site)
                 self.observed.append(name)
-            elif site["type"] == "sample":
+            elif site["type"] == "sample" and name not in self.imputed:
                 start = self.sites[-1].stop if self.sites else 0
-                shape = tuple(standard_shape(site["fn"]))
+                shape = shapes[name]
                 self.sites.append(LatentSite(name, shape, start, start + math.prod(shape)))
         self.dim = self.sites[-1].stop if self.sites else 0
         self._check_sites()
         sites, deterministic = tuple(self.sites), tuple(self.deterministic)
-        self.simulator = Simulator(model, sites, deterministic, (), {}, self.simulator.constants)
+        imputed = tuple(self.imputed)
+        self.simulator = Simulator(model, sites, deterministic, imputed, (), {}, self.simulator.constants)
         self._check_diffusion()
         self.simulator = self._simulator_of_data()
         self.guided, self.unguided = self._split_by_guidance()
@@ -215,7 +290,7 @@ class NumPyroModel:
             return constant
         as_arrays = lambda leaf: leaf if _hashable(leaf) else jnp.asarray(leaf)  # noqa: E731
         args, kwargs = jax.tree.map(as_arrays, (self.args, self.kwargs))
-        flexible = Simulator(self.model, constant.sites, constant.deterministic, args, kwargs)
+        flexible = Simulator(self.model, constant.sites, constant.deterministic, constant.imputed, args, kwargs)
         z = jax.ShapeDtypeStruct((self.dim,), jnp.zeros(()).dtype)
         try:
             if jax.tree.structure(eqx.filter_eval_shape(flexible, z)) != jax.tree.structure(
@@ -228,17 +303,32 @@ class NumPyroModel:
 
     def unconstrain(self, values: dict[str, Array]) -> Vector:
         """z for values of every latent site."""
-        fns = {}
 
         def substitute(site):
-            if site["type"] == "sample" and not site["is_observed"]:
-                fns[site["name"]] = _affine(site["fn"])
-                return jnp.asarray(values[site["name"]])
-            return None
+            if not _is_latent(site):
+                return None
+            if site["name"] in self.imputed:
+                return site["fn"].base_dist.sample(jr.key(0))
+            return jnp.asarray(values[site["name"]])
 
-        self.simulator.run(substitute)
-        parts = [to_standard(fns[site.name], jnp.asarray(values[site.name])).ravel() for site in self.sites]
-        return jnp.concatenate(parts)
+        trace = self.simulator.run(substitute)
+        return jnp.concatenate([self._score(trace[site.name]).ravel() for site in self.sites])
+
+    def _score(self, site) -> Array:
+        """The part of z that a latent site's value stands for."""
+        value = jnp.asarray(site["value"])
+        step = self._steps.get(site["name"])
+        if step is None:
+            return to_standard(_prior_of(site), value)
+        # NumPyro adds the axis of steps to some distributions and forgets it in others; so one step at a time.
+        shapes, structure = jax.tree.flatten(step)
+        pairs = zip(jax.tree.leaves(site["fn"]), shapes, strict=True)
+        leaves = [jnp.reshape(leaf, (value.shape[0], *one.shape)) for leaf, one in pairs]
+
+        def score(leaves, value):
+            return to_standard(_prior_of(site | {"fn": jax.tree.unflatten(structure, leaves)}), value)
+
+        return jax.vmap(score)(leaves, value)
 
     def problem(self) -> InverseProblem:
         """The inverse problem for z."""
@@ -276,26 +366,79 @@ class NumPyroModel:
 
     # -- checks --------------------------------------------------------------------------------------------------
 
-    def _abstract_trace(self) -> dict[str, Any]:
-        """Run the model on abstract values: sites and shapes, without calling a black box."""
+    def _abstract_trace(self):
+        """Run the model on abstract values: sites, without calling a black box.
+
+        Returns the trace, the shapes of the latent sites' parts of z, one step's distribution as shapes for
+        those in the body of a `scan`, and the names of those that need not be inferred.
+        """
         found: dict[str, Any] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        steps: dict[str, Any] = {}
+        refused: dict[str, ModelError] = {}
 
         def substitute(site):
-            if site["type"] == "sample" and not site["is_observed"]:
-                _check_latent(site["name"], site)
-                found = diffusion_prior_in(site["fn"])
-                if found is not None:
-                    self._diffusion[site["name"]] = found
-                with _naming(site["name"]):
-                    return from_standard(_affine(site["fn"]), jnp.zeros(standard_shape(site["fn"])))
-            return None
+            if not _is_latent(site):
+                return None
+            name, fn = site["name"], _prior_of(site)
+            prior = diffusion_prior_in(fn)
+            if prior is not None:
+                self._diffusion[name] = prior
+            if "_scan_current_index" in site["infer"]:
+                steps[name] = jax.tree.map(_shape_of, site["fn"])
+            shapes[name] = ()
+            try:
+                _check_latent(name, site)
+                with _naming(name):
+                    shapes[name] = tuple(standard_shape(fn))
+                    return from_standard(fn, jnp.zeros(shapes[name]))
+            except ModelError as refusal:
+                if not _is_imputed(site):
+                    raise
+                refused[name] = refusal
+                return fn.sample(jr.key(0))
 
         def run(_):
             found.update(self.simulator.run(substitute))
             return 0
 
         jax.eval_shape(run, 0.0)
-        return found
+        for name in shapes:
+            if name not in found:
+                raise ModelError(
+                    f"latent site '{name}' has another name outside the scan or cond that it is in: apply "
+                    "handlers.scope to the function that is scanned, not around the scan"
+                )
+        for name in steps:
+            shapes[name] = (found[name]["value"].shape[0], *shapes[name])
+        missing = [name for name, site in found.items() if _is_latent(site) and _is_imputed(site)]
+        imputed = self._unused({name: _shape_of(found[name]["value"]) for name in missing})
+        for name, refusal in refused.items():
+            if name not in imputed:
+                raise refusal
+        return found, shapes, steps, imputed
+
+    def _unused(self, missing: dict[str, Any]) -> list[str]:
+        """Those of the sites of missing data that no observed site depends on; `missing`: stand-ins for their values.
+
+        What depends on what is read off the program.
+        """
+
+        def observed(values):
+            def substitute(site):
+                if not _is_latent(site):
+                    return None
+                if _is_imputed(site):
+                    return _of_step(values[site["name"]], site)
+                return from_standard(_prior_of(site), jnp.zeros(standard_shape(_prior_of(site))))
+
+            return _observations(self.simulator.run(substitute))
+
+        if not missing:
+            return []
+        program = jax.make_jaxpr(observed)(missing).jaxpr
+        _, used = dce_jaxpr(program, [True] * len(program.outvars))
+        return [name for name, is_used in zip(sorted(missing), used, strict=True) if not is_used]
 
     def _check_diffusion(self) -> None:
         """Get hold of priors that are made inside the model, and refuse those that depend on other latent sites."""
@@ -308,12 +451,9 @@ class NumPyroModel:
             found = {}
 
             def substitute(site):
-                if site["type"] == "sample" and not site["is_observed"]:
-                    if site["name"] in traced:
-                        found[site["name"]] = diffusion_prior_in(site["fn"])
-                    place = next(s for s in self.sites if s.name == site["name"])
-                    return from_standard(_affine(site["fn"]), z[place.start : place.stop].reshape(place.shape))
-                return None
+                if _is_latent(site) and site["name"] in traced:
+                    found[site["name"]] = diffusion_prior_in(site["fn"])
+                return self.simulator.value(site, z)
 
             self.simulator.run(substitute)
             return found
@@ -333,7 +473,7 @@ class NumPyroModel:
         latents = ", ".join(site.name for site in self.sites) or "none"
         if not self.observed:
             raise ModelError(
-                "the model has no observed site: give one obs=, and pass its data to run, as in "
+                "the model has no observed site: give one obs=, or handlers.condition, and pass its data to run, as in "
                 f"run(rng_key, ..., y=y) (latent sites: {latents})"
             )
         if not self.sites:
@@ -347,7 +487,7 @@ class NumPyroModel:
 
         def usable(z, name):
             outputs.update(self.simulator(z))
-            return gaussian_response(outputs[name].fn, outputs[name].value)
+            return gaussian_response(outputs[name].fn, outputs[name].value, outputs[name].scale)
 
         for name in self.observed:
             try:
@@ -358,6 +498,10 @@ class NumPyroModel:
             except UnusableObservation as reason:
                 unguided[name] = str(reason)
         return guided, unguided
+
+
+def _shape_of(value) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(value), jnp.result_type(value))
 
 
 def _is_traced(tree) -> bool:
@@ -384,8 +528,13 @@ class _naming:
 
 
 def _check_latent(name: str, site) -> None:
+    if name.endswith("_unwrapped") and isinstance(site["fn"], dist.ImproperUniform):
+        raise ModelError(
+            f"latent site '{name}' is an angle that CircularReparam gave an improper prior: drop that reparam, sample "
+            "the angle from dist.Uniform(-jnp.pi, jnp.pi), and add its density by numpyro.factor"
+        )
     with _naming(name):
-        standard_shape(site["fn"])
+        standard_shape(_prior_of(site))
     if site["scale"] is not None:
         raise ModelError(
             f"latent site '{name}' is under handlers.scale or plate subsampling, which changes its prior: take the "
@@ -393,14 +542,13 @@ def _check_latent(name: str, site) -> None:
         )
 
 
-def _check_site(name: str, site) -> None:
-    if site["type"] == "plate":
-        size, subsample_size = site["args"]
-        if subsample_size is not None and size != subsample_size:
-            raise ModelError(
-                f"plate '{name}' subsamples {subsample_size} of {size}: EnKG needs all the data at once, so drop "
-                "subsample_size"
-            )
+def _check_plate(site) -> None:
+    size, subsample_size = site["args"]
+    if subsample_size is not None and size != subsample_size:
+        raise ModelError(
+            f"plate '{site['name']}' subsamples {subsample_size} of {size}: EnKG needs all the data at once, so drop "
+            "subsample_size"
+        )
 
 
 def _check_observed(name: str, site) -> None:

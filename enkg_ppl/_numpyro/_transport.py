@@ -84,6 +84,11 @@ def _reason(fn) -> str:
             f"{name} takes an absolute value, which has no inverse; use dist.HalfNormal, dist.HalfCauchy or "
             "a truncated distribution."
         )
+    if isinstance(fn, dist.VonMises):
+        return (
+            f"{name} has no transport from a standard normal; sample the angle from dist.Uniform(-jnp.pi, jnp.pi) and "
+            "add this density by numpyro.factor."
+        )
     if _is_discrete(fn):
         return (
             f"{name} is discrete, and the ensemble moves along continuous paths; marginalise the site out "
