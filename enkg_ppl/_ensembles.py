@@ -63,7 +63,7 @@ def settings_of_this_thread() -> Callable[[], contextlib.AbstractContextManager]
 
     They do not inherit it, and a program compiled under one setting is not found under another.
     """
-    x64, device = bool(jax.config.jax_enable_x64), jax.config.jax_default_device
+    x64, device = bool(jax.config.read("jax_enable_x64")), jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
     @contextlib.contextmanager
     def restored() -> Iterator[None]:

@@ -54,6 +54,7 @@ def epidemic(transmission, recovery, seed) -> np.ndarray:
     S' = -b S I, I' = b S I - g I, by Euler steps of a quarter of a day from I = seed.
     """
     b, g, i = (np.asarray(a, float) for a in (transmission, recovery, seed))
+    i = np.minimum(i, 1.0)  # everybody; the prior's tail goes further
     s, path = 1 - i, []
     for step in range(1, DAYS[-1] * STEPS_PER_DAY + 1):
         infections, recoveries = b * s * i / STEPS_PER_DAY, g * i / STEPS_PER_DAY

@@ -103,8 +103,7 @@ class KalmanCorrection(Correction):
         return _analyse(self, problem.prior, x, z, responses, level, memory, perturbations, noise)
 
 
-# Random numbers that come from outside (`enkg_ppl._random`) make the first of these two kernels, which any model without
-# a diffusion prior uses, quick to compile.
+# With random numbers from outside (`enkg_ppl._random`), the kernels of Gaussian priors are quick to compile.
 
 
 @eqx.filter_jit

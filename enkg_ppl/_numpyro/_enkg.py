@@ -210,8 +210,8 @@ class EnKG(MCMC):
         result = self._done
         if isinstance(result, TracedResult):
             raise TypeError(
-                f"{what} of a run inside jax.jit or jax.vmap stays on the host: run outside for it, or use get_samples, "
-                "get_extra_fields, get_log_likelihood, log_evidence and num_warnings"
+                f"{what} of a run inside jax.jit or jax.vmap stays on the host: run outside for it, or use "
+                "get_samples, get_extra_fields, get_log_likelihood, log_evidence and num_warnings"
             )
         return result
 
@@ -255,7 +255,7 @@ class EnKG(MCMC):
         return self._on_host("diagnostics").diagnostics
 
     @property
-    def num_warnings(self) -> int:
+    def num_warnings(self) -> Any:
         """Number of diagnostics that tripped; an array inside `jax.jit` and `jax.vmap`."""
         result = self._done
         return result.num_warnings if isinstance(result, TracedResult) else len(result.diagnostics.warnings)
@@ -286,7 +286,7 @@ class EnKG(MCMC):
         return from_fitted(self, prior or None, posterior_predictive or None, pointwise, options)
 
     @property
-    def num_forward_evaluations(self) -> int:
+    def num_forward_evaluations(self) -> Any:
         """Exact number of simulator evaluations of the last run: one per particle per call."""
         return self._done.num_forward_evaluations
 
@@ -296,12 +296,12 @@ class EnKG(MCMC):
         return self._on_host("seconds").seconds
 
     @property
-    def log_evidence(self) -> float | None:
+    def log_evidence(self) -> Any:
         """Log marginal likelihood in nats, averaged over the ensembles; None with the reason in `diagnostics()`."""
         return self._done.log_evidence
 
     @property
-    def log_evidence_error(self) -> float | None:
+    def log_evidence_error(self) -> Any:
         """Standard error of `log_evidence` in nats, from the weights and the scatter of the ensembles; or None."""
         return self._done.log_evidence_error
 

@@ -15,7 +15,7 @@ import inspect
 import math
 import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import equinox as eqx
 import jax
@@ -36,7 +36,7 @@ from enkg_ppl._numpyro._transport import UnsupportedPriorError, from_standard, s
 from enkg_ppl._prior import GaussianPrior, Prior
 from enkg_ppl._prior._product import ProductPrior
 from enkg_ppl._problem import InverseProblem
-from enkg_ppl._types import Key, Scalar, Vector
+from enkg_ppl._types import AnyArray, Key, Scalar, Vector
 
 # NumPyro keeps one stack of handlers for all threads.
 _TRACING = threading.RLock()
@@ -79,7 +79,8 @@ class Observation(eqx.Module):
         with ranks_may_differ():
             log_prob = jnp.asarray(self.fn.log_prob(self.value))
             if _is_uniform(self.fn):  # NumPyro's density of it is the same outside of the bounds
-                return jnp.where(self.fn.support(self.value), log_prob, -jnp.inf)
+                inside = cast(Any, self.fn.support)(self.value)
+                return jnp.where(inside, log_prob, -jnp.inf)
             return log_prob
 
 
@@ -130,7 +131,7 @@ def _is_imputed(site) -> bool:
     return site["name"].endswith("_unobserved") and isinstance(site["fn"], dist.MaskedDistribution)
 
 
-def _of_step(part: Array, site) -> Array:
+def _of_step(part: AnyArray, site) -> AnyArray:
     """What belongs to the present step, in the body of a `scan`: NumPyro says which that is."""
     step = site["infer"].get("_scan_current_index")
     return part if step is None else part[step]
@@ -223,7 +224,7 @@ class _Refuse(Messenger):
         # The hidden site is in no message that gets here: NumPyro's block asks for a random key on its behalf.
         frame = inspect.currentframe()
         while frame is not None:
-            hidden = frame.f_locals.get("msg")
+            hidden: Any = frame.f_locals.get("msg")
             if isinstance(frame.f_locals.get("self"), handlers.block) and hidden["type"] in ("sample", "control_flow"):
                 raise ModelError(
                     f"latent site '{hidden['name']}' is hidden by handlers.block, so it cannot be inferred: take it "

@@ -74,7 +74,7 @@ def _blank(leaf) -> np.ndarray:
     return np.zeros(leaf.shape, leaf.dtype)
 
 
-def _shapes(enkg, arguments: tuple, extra_fields) -> TracedResult:
+def _shapes(enkg, arguments: tuple, extra_fields) -> Any:
     """Shapes of the outcome, from the model on blank data."""
     args, kwargs = arguments
     with jax.ensure_compile_time_eval():
@@ -91,4 +91,5 @@ def _shapes(enkg, arguments: tuple, extra_fields) -> TracedResult:
     number = jax.ShapeDtypeStruct((), jnp.zeros(()).dtype)
     count = jax.ShapeDtypeStruct((), jnp.zeros((), int).dtype)
     fields = dict.fromkeys({"potential_energy", *extra_fields}, jax.ShapeDtypeStruct(lead, number.dtype))
-    return TracedResult(samples, fields, pointwise, count, number, number, count)
+    shapes: list[Any] = [samples, fields, pointwise, count, number, number, count]
+    return TracedResult(*shapes)
