@@ -6,6 +6,7 @@ from pathlib import Path
 
 from validation.posteriors import (
     closed_form,
+    everyday,
     gaussian_field,
     mixture,
     network_prior,
@@ -18,7 +19,7 @@ from validation.posteriors import (
 from validation.target import Target
 
 # Families that need nothing but this checkout, and families whose reference draws are files.
-BUILT_IN: tuple = (closed_form, mixture, smooth, rugged, gaussian_field, nonlinear_field, network_prior)
+BUILT_IN: tuple = (closed_form, mixture, smooth, everyday, rugged, gaussian_field, nonlinear_field, network_prior)
 FILED: tuple = (sbibm, posteriordb)
 
 

@@ -222,7 +222,7 @@ def targets() -> list[Target]:
             Target(
                 name=f"smooth/{model.__name__}",
                 suites=("smooth",),
-                truth=functools.partial(_truth, model, args, kwargs, sites),
+                truth=functools.partial(nuts_truth, model, args, kwargs, sites),
                 model=model,
                 args=args,
                 kwargs=kwargs,
@@ -232,7 +232,8 @@ def targets() -> list[Target]:
     return found
 
 
-def _truth(model: Callable, args: tuple, kwargs: dict, sites: tuple[str, ...]) -> Truth:
+def nuts_truth(model: Callable, args: tuple, kwargs: dict, sites: tuple[str, ...]) -> Truth:
+    """A long run of NUTS; `RuntimeError` where its own diagnostics say that it is no truth."""
     result = nuts(jax.random.key(0), model, *args, progress=False, **NUTS_SETTINGS, **kwargs)
     if not (result.worst_r_hat < MAX_R_HAT and result.smallest_ess > MIN_ESS):
         raise RuntimeError(
