@@ -35,6 +35,11 @@ def _gamma_log_mass(
     return jnp.where(short, _log_short_integral(lambda u: constant - a * expm1_minus(u), start, length), difference)
 
 
+def _largest(dtype) -> float:
+    """A bound that no tail reaches, and whose products with a shape do not overflow."""
+    return float(jnp.finfo(dtype).max) ** 0.5
+
+
 def truncated_gamma(
     z: Float[Array, "..."], concentration: Float[Array, "..."], low: Float[Array, "..."], high: Float[Array, "..."]
 ) -> Float[Array, "..."]:
@@ -43,7 +48,7 @@ def truncated_gamma(
     **Arguments:** score `z`; `concentration` above 0; bounds, 0 and infinity allowed.
     """
     a, constant = concentration, _gamma_constant(concentration)
-    high = jnp.minimum(high, jnp.finfo(z.dtype).max)
+    high = jnp.minimum(high, _largest(z.dtype))
     log_total = _gamma_log_mass(low, high, high - low, a, constant)
 
     def tails(x):
@@ -70,8 +75,7 @@ def truncated_gamma_score(
 ) -> Float[Array, "..."]:
     """Inverse of `truncated_gamma`; the distances from both bounds are given, so that neither cancels."""
     a, constant = concentration, _gamma_constant(concentration)
-    largest = jnp.finfo(value.dtype).max
-    high, to_high = jnp.minimum(high, largest), jnp.minimum(to_high, largest)
+    high, to_high = jnp.minimum(high, _largest(value.dtype)), jnp.minimum(to_high, _largest(value.dtype))
     log_total = _gamma_log_mass(low, high, high - low, a, constant)
     log_p = _gamma_log_mass(low, value, from_low, a, constant) - log_total
     log_q = _gamma_log_mass(value, high, to_high, a, constant) - log_total

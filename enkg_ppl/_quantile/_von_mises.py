@@ -1,5 +1,6 @@
 """Von Mises: the angle from the location, in (-pi, pi)."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -21,9 +22,13 @@ def _log_upper(t: Float[Array, "..."], kappa: Float[Array, "..."]) -> Float[Arra
     half = jnp.sin(0.5 * t)
     end = 2.0 * jnp.arcsin(jnp.sqrt(jnp.minimum(half * half + 0.5 * REACH / kappa, 1.0)))
     width = jnp.clip(end - t, 0.0, jnp.pi - t)
-    distance = width[..., None] * jnp.asarray(_NODES, t.dtype)
-    fall = 2.0 * jnp.sin(t[..., None] + 0.5 * distance) * jnp.sin(0.5 * distance)
-    mean = jnp.einsum("...n,n->...", jnp.exp(-kappa[..., None] * fall), jnp.asarray(_WEIGHTS, t.dtype))
+
+    def ratio(node):
+        distance = node * width
+        return jnp.exp(-2.0 * kappa * jnp.sin(t + 0.5 * distance) * jnp.sin(0.5 * distance))
+
+    ratios = jax.vmap(ratio)(jnp.asarray(_NODES, t.dtype))
+    mean = jnp.tensordot(jnp.asarray(_WEIGHTS, t.dtype), ratios, 1)
     return jnp.log(mean) + jnp.log(width) - 2.0 * kappa * half * half
 
 

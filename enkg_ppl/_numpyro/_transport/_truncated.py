@@ -121,9 +121,8 @@ def _power_law(z, alpha, low, high):
     # distances in the log, each where it does not cancel: 1 - e^(-rate d) = P(nearer the dense end) (1 - e^-fall)
     part = -jnp.exp(log_dense) * jnp.expm1(-fall)
     from_dense = jnp.where(part < 0.5, -jnp.log1p(-part), -jnp.logaddexp(log_thin, log_dense - fall)) / rate
-    excess = jnp.exp(log_thin + fall + q.log1mexp(fall))
-    from_thin = jnp.log1p(excess) / rate
-    thin = excess < 1.0
+    from_thin = jnp.log1p(jnp.exp(log_thin + fall + q.log1mexp(fall))) / rate
+    thin = from_thin < from_dense
     from_high = (alpha > -1.0) ^ thin
     distance = jnp.where(thin, from_thin, from_dense)
     return inside(jnp.where(from_high, high * jnp.exp(-distance), low * jnp.exp(distance)), low, high)
