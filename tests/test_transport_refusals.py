@@ -93,8 +93,8 @@ DISCRETE = [
     lambda: dist.Geometric(logits=0.5),
     lambda: dist.Geometric(0.5),
     lambda: dist.HurdleDistribution(COUNT, gate_logits=0.5),
-    lambda: dist.HurdleNegativeBinomial2(1.0, 1.0, gate=0.5),
-    lambda: dist.HurdlePoisson(1.0, gate=0.5),
+    lambda: dist.HurdleNegativeBinomial2(0.5, 1.0, 1.0),
+    lambda: dist.HurdlePoisson(0.5, 1.0),
     lambda: dist.HurdleDistribution(COUNT, gate=0.5),
     lambda: dist.Multinomial(3, logits=TWO),
     lambda: dist.Multinomial(3, 0.5 * TWO),
@@ -112,8 +112,8 @@ DISCRETE = [
 FIT = r"no closed quantiles; learn it with fit_prior\(fn\)"
 REFUSED = [
     *((make, "is discrete.*marginalise the site out") for make in DISCRETE),
-    (lambda: dist.HurdleGamma(1.0, 1.0, gate=0.5), "has a point mass.*continuous part"),
-    (lambda: dist.HurdleLogNormal(0.0, 1.0, gate=0.5), "has a point mass.*continuous part"),
+    (lambda: dist.HurdleGamma(0.5, 1.0, 1.0), "has a point mass.*continuous part"),
+    (lambda: dist.HurdleLogNormal(0.5, 0.0, 1.0), "has a point mass.*continuous part"),
     (lambda: dist.Delta(1.0), "leaves nothing to infer.*deterministic"),
     (lambda: dist.ImproperUniform(dist.constraints.real, (), ()), r"cannot be sampled.*dist.Normal\(0, 100\)"),
     (lambda: dist.IntervalCensoredDistribution(NORMAL, False, False), "incomplete data; declare it with obs="),

@@ -67,13 +67,23 @@ def _(fn: dist.TransformedDistribution):
     return standard_shape(fn.base_dist)
 
 
+def _in_dtype(transforms, dtype):
+    """Transforms with their arrays in the dtype of the computation."""
+
+    def cast(leaf):
+        is_float = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return jnp.asarray(leaf, dtype) if is_float else leaf
+
+    return jax.tree.map(cast, transforms)
+
+
 @from_standard.register
 def _(fn: dist.TransformedDistribution, z):
     if folds(fn):
         raise UnsupportedPriorError(reason(fn))
     value = from_standard(fn.base_dist, z)
     with jax.numpy_rank_promotion("allow"):  # the transforms are NumPyro's, and rely on it
-        for transform in fn.transforms:
+        for transform in _in_dtype(fn.transforms, value.dtype):
             value = transform(value)
     return jnp.asarray(value, jnp.result_type(z))
 
@@ -84,6 +94,6 @@ def _(fn: dist.TransformedDistribution, value):
         raise UnsupportedPriorError(reason(fn))
     dtype = jnp.result_type(value)
     with jax.numpy_rank_promotion("allow"):
-        for transform in reversed(fn.transforms):
+        for transform in reversed(_in_dtype(fn.transforms, dtype)):
             value = transform.inv(value)
     return to_standard(fn.base_dist, jnp.asarray(value, dtype))
