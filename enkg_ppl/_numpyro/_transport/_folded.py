@@ -45,4 +45,5 @@ def _(fn: dist.FoldedDistribution, z):
 def _(fn: dist.FoldedDistribution, value):
     base = _base(fn)
     value = checked(fn, value, fn.shape(), "value")
-    return q.normal_score(*_log_tails(*location_scale(base, value), value))
+    family, loc, scale = location_scale(base, value)
+    return q.normal_score(*_log_tails(family, loc, scale, value))
