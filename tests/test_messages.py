@@ -65,7 +65,11 @@ MODELS = {
         (Y,),
         r"latent site 'slope': ImproperUniform cannot be sampled.*dist.Normal\(0, 100\)",
     ),
-    "unsupported": (with_prior(dist.Dirichlet(jnp.ones(3))), (Y,), "latent site 'slope': Dirichlet has no transport"),
+    "unsupported": (
+        with_prior(dist.TruncatedPolyaGamma()),
+        (Y,),
+        r"latent site 'slope': TruncatedPolyaGamma has no closed quantiles; learn it with fit_prior\(fn\)",
+    ),
     "subsampling": (subsampling, (Y,), "plate 'data' subsamples 1 of 2: .*drop subsample_size"),
     "scaled-prior": (scaled_prior, (Y,), "latent site 'a' is under handlers.scale"),
     "nan-data": (good, (Y * jnp.nan,), r"data of observed site 'y' hold NaN: leave the missing ones out, or mask them"),

@@ -531,8 +531,8 @@ class _naming:
 def _check_latent(name: str, site) -> None:
     if name.endswith("_unwrapped") and isinstance(site["fn"], dist.ImproperUniform):
         raise ModelError(
-            f"latent site '{name}' is an angle that CircularReparam gave an improper prior: drop that reparam, sample "
-            "the angle from dist.Uniform(-jnp.pi, jnp.pi), and add its density by numpyro.factor"
+            f"latent site '{name}' is an angle that CircularReparam gave an improper prior: drop that reparam, "
+            "dist.VonMises itself is a prior that needs none"
         )
     with _naming(name):
         standard_shape(_prior_of(site))

@@ -15,6 +15,7 @@ here is meant to be differentiated.
 """
 
 from enkg_ppl._quantile._beta import beta, beta_score
+from enkg_ppl._quantile._bracket import invert
 from enkg_ppl._quantile._gamma import gamma, gamma_score
 from enkg_ppl._quantile._symmetric import (
     Symmetric,
@@ -47,6 +48,8 @@ from enkg_ppl._quantile._tails import (
     ndtri_exp,
     normal_score,
 )
+from enkg_ppl._quantile._truncated_gamma import truncated_gamma, truncated_gamma_score
+from enkg_ppl._quantile._von_mises import von_mises, von_mises_score
 
 __all__ = [
     "LOG_2",
@@ -61,6 +64,7 @@ __all__ = [
     "gamma_score",
     "half_normal",
     "half_normal_score",
+    "invert",
     "laplace",
     "log1mexp",
     "log1p_minus",
@@ -77,7 +81,11 @@ __all__ = [
     "soft_laplace",
     "student_t",
     "truncated",
+    "truncated_gamma",
+    "truncated_gamma_score",
     "truncated_lower",
     "truncated_normal",
     "truncated_score",
+    "von_mises",
+    "von_mises_score",
 ]
