@@ -1,4 +1,4 @@
-"""What follows a run, exactly as after `MCMC(NUTS(model))`: NumPyro's utilities, ArviZ's, files; no second compilation."""
+"""What follows a run, as after `MCMC(NUTS(model))`: utilities of NumPyro and ArviZ, files; one compilation."""
 
 import pickle
 import warnings
@@ -57,7 +57,7 @@ def log_likelihood_of(fitted):
 def test_numpyros_summary(enkg, capsys):
     print_summary(enkg.get_samples(group_by_chain=True))
     table = capsys.readouterr().out
-    assert all(name in table for name in ("a ", "b[0]", "b[1]", "noise")) and "r_hat" in table
+    assert all(name in table for name in ("a ", "b[0]", "b[1]", "noise", "r_hat"))
 
 
 def test_posterior_predictive_in_three_ways(enkg):
@@ -65,7 +65,8 @@ def test_posterior_predictive_in_three_ways(enkg):
     in_turn = Predictive(regression, flat)(jr.key(1), X)["y"]
     at_once = Predictive(regression, flat, parallel=True)(jr.key(1), X)["y"]
     by_chain = Predictive(regression, grouped, batch_ndims=2)(jr.key(1), X)["y"]
-    assert in_turn.shape == at_once.shape == (2 * J, 20) and by_chain.shape == (2, J, 20)
+    assert in_turn.shape == at_once.shape == (2 * J, 20)
+    assert by_chain.shape == (2, J, 20)
     np.testing.assert_allclose(in_turn, at_once, rtol=1e-12)
     # 20 means of 512 replicated data, each with the noise of the data and of the posterior
     assert np.abs(in_turn.mean(0) - Y).max() < 4 * 0.6

@@ -1,0 +1,107 @@
+"""Models as NumPyro users write them, each with everything that follows a run; and the posterior against NUTS."""
+
+import warnings
+
+import arviz as az
+import jax
+import jax.random as jr
+import numpy as np
+import pytest
+from numpyro.infer import Predictive, log_likelihood
+
+from enkg_ppl import EnKG
+from validation.posteriors.everyday import everyday, targets
+from validation.target import flatten
+
+MODELS = everyday()
+TARGETS = {target.name.removeprefix("everyday/"): target for target in targets()}
+J = 128
+QUICK = ("baseball", "admissions", "local_level")  # a hierarchy, an LKJ prior, a scan
+BY_MODEL = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODELS]
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """Every model fitted once, when a test first asks for it."""
+    kept = {}
+
+    def fit(name):
+        if name not in kept:
+            one = MODELS[name]
+            kept[name] = EnKG(one.model, num_particles=J, num_ensembles=2, progress_bar=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # 128 particles are few; the comparison below has no such filter
+                kept[name].run(jr.key(0), *one.args, **one.kwargs)
+        return MODELS[name], kept[name]
+
+    return fit
+
+
+@pytest.mark.parametrize("name", BY_MODEL)
+def test_predictive(fitted, name):
+    one, enkg = fitted(name)
+    data = next(iter(one.kwargs))
+    observed = "y" if name == "local_level" else data
+    predicted = Predictive(one.model, enkg.get_samples())(jr.key(1), *one.args)[observed]
+    assert predicted.shape == (2 * J, *np.shape(one.kwargs[data]))
+    # The data lie among their replications: in the mean over data, within 4 sd of it.
+    means = np.asarray(predicted, float).reshape(2 * J, -1).mean(axis=1)
+    assert abs(np.mean(one.kwargs[data]) - means.mean()) < 4 * means.std()
+
+
+@pytest.mark.parametrize("name", BY_MODEL)
+def test_pointwise_log_likelihood(fitted, name):
+    one, enkg = fitted(name)
+    if name == "local_level":
+        pytest.skip("numpyro.infer.log_likelihood does not look into a scan")
+    for site, values in log_likelihood(one.model, enkg.get_samples(), *one.args, **one.kwargs).items():
+        np.testing.assert_allclose(enkg.get_log_likelihood()[site], values, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", BY_MODEL)
+def test_arviz(fitted, name):
+    _, enkg = fitted(name)
+    idata = enkg.to_arviz(log_likelihood=True, posterior_predictive=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # entries of a correlation matrix that never vary
+        summary = az.summary(idata)
+    assert len(summary) == sum(int(np.prod(a.shape[1:])) for a in enkg.get_samples().values())
+    for site, draws in enkg.get_samples(group_by_chain=True).items():
+        np.testing.assert_array_equal(idata["posterior"][site], draws)
+
+
+@pytest.mark.parametrize("name", BY_MODEL)
+def test_new_data_compile_nothing(fitted, name):
+    one, enkg = fitted(name)
+    compiled = []
+
+    def note(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(duration)
+
+    again = EnKG(one.model, num_particles=J, num_ensembles=2, progress_bar=False)
+    data = {key: np.flip(value, 0).copy() for key, value in one.kwargs.items()}
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            again.run(jr.key(1), *one.args, **data)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    assert not compiled
+    assert any(not np.array_equal(draws, enkg.get_samples()[site]) for site, draws in again.get_samples().items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_the_posterior_is_that_of_nuts(name):
+    """Defaults: every mean within 0.15 sd, every sd within 15 %; a mean of 1,024 draws has an error of 0.03 sd."""
+    target = TARGETS[name]
+    truth = target.truth().draws
+    enkg = EnKG(target.model, progress_bar=False)
+    enkg.run(jr.key(0), *target.args, **target.kwargs)
+    draws = flatten({site: np.asarray(values) for site, values in enkg.get_samples().items()}, target.sites)
+    errors = np.abs(draws.mean(axis=0) - truth.mean(axis=0)) / truth.std(axis=0)
+    ratios = draws.std(axis=0) / truth.std(axis=0)
+    assert errors.max() < 0.15
+    assert np.abs(ratios - 1).max() < 0.15
