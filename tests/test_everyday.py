@@ -81,13 +81,13 @@ def test_new_data_compile_nothing(fitted, name):
 
     again = EnKG(one.model, num_particles=J, num_ensembles=2, progress_bar=False)
     data = {key: np.flip(value, 0).copy() for key, value in one.kwargs.items()}
-    jax.monitoring.register_event_duration_secs_listener(note)
+    jax.monitoring.register_event_duration_secs_listener(note)  # pyright: ignore[reportArgumentType]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             again.run(jr.key(1), *one.args, **data)
     finally:
-        jax.monitoring.unregister_event_duration_listener(note)
+        jax.monitoring.unregister_event_duration_listener(note)  # pyright: ignore[reportArgumentType]
     assert not compiled
     assert any(not np.array_equal(draws, enkg.get_samples()[site]) for site, draws in again.get_samples().items())
 
@@ -97,6 +97,7 @@ def test_new_data_compile_nothing(fitted, name):
 def test_the_posterior_is_that_of_nuts(name):
     """Defaults: every mean within 0.15 sd, every sd within 15 %; a mean of 1,024 draws has an error of 0.03 sd."""
     target = TARGETS[name]
+    assert target.model is not None
     truth = target.truth().draws
     enkg = EnKG(target.model, progress_bar=False)
     enkg.run(jr.key(0), *target.args, **target.kwargs)

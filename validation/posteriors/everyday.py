@@ -55,6 +55,16 @@ def baseball(at_bats: int, hits: Int[ArrayLike, " players"] | None = None, *, nu
         numpyro.sample("hits", dist.Binomial(at_bats, logits=logit), obs=hits)
 
 
+def baseball_noncentered(at_bats: int, hits: Int[ArrayLike, " players"] | None = None) -> None:
+    """`baseball` as gradients like it."""
+    loc = jnp.asarray(numpyro.sample("loc", dist.Normal(-1.0, 1.0)))
+    scale = jnp.asarray(numpyro.sample("scale", dist.HalfCauchy(1.0)))
+    with numpyro.plate("players", 18):
+        raw = jnp.asarray(numpyro.sample("raw", dist.Normal(0.0, 1.0)))
+        logit = numpyro.deterministic("logit", loc + scale * raw)
+        numpyro.sample("hits", dist.Binomial(at_bats, logits=logit), obs=hits)
+
+
 def admissions(applied: Int[ArrayLike, "6 2"], admitted: Int[ArrayLike, "6 2"] | None = None) -> None:
     """Intercept and effect of being a man vary over departments, correlated; an LKJ prior on the correlation."""
     mean = jnp.asarray(numpyro.sample("mean", dist.Normal(0.0, 1.0).expand([2]).to_event(1)))
@@ -64,13 +74,43 @@ def admissions(applied: Int[ArrayLike, "6 2"], admitted: Int[ArrayLike, "6 2"] |
     with numpyro.plate("departments", 6):
         effects = numpyro.sample("effects", dist.MultivariateNormal(mean, scale_tril=sd[:, None] * L))
     logits = jnp.asarray(effects)[:, :1] + jnp.asarray(effects)[:, 1:] * jnp.array([[1.0, 0.0]])
-    numpyro.sample("admitted", dist.Binomial(jnp.asarray(applied), logits=logits).to_event(2), obs=admitted)
+    numpyro.sample("admitted", dist.Binomial(applied, logits=logits).to_event(2), obs=admitted)
+
+
+def admissions_by_beta(applied: Int[ArrayLike, "6 2"], admitted: Int[ArrayLike, "6 2"] | None = None) -> None:
+    """`admissions` with the correlation itself, whose LKJ(2) prior in two dimensions is a Beta(2, 2) on (-1, 1)."""
+    mean = jnp.asarray(numpyro.sample("mean", dist.Normal(0.0, 1.0).expand([2]).to_event(1)))
+    sd = jnp.asarray(numpyro.sample("sd", dist.HalfNormal(1.0).expand([2]).to_event(1)))
+    share = jnp.asarray(numpyro.sample("share", dist.Beta(2.0, 2.0)))
+    correlation = jnp.asarray(numpyro.deterministic("correlation", 2 * share - 1))
+    raw = jnp.asarray(numpyro.sample("raw", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2)))
+    second = correlation * raw[:, 0] + jnp.sqrt(1 - correlation**2) * raw[:, 1]
+    effects = numpyro.deterministic("effects", mean + sd * jnp.stack([raw[:, 0], second], axis=1))
+    logits = jnp.asarray(effects)[:, :1] + jnp.asarray(effects)[:, 1:] * jnp.array([[1.0, 0.0]])
+    numpyro.sample("admitted", dist.Binomial(applied, logits=logits).to_event(2), obs=admitted)
 
 
 def horseshoe(X: Float[ArrayLike, "data 6"], y: Float[ArrayLike, " data"] | None = None) -> None:
     """Linear regression whose coefficients are mostly nothing: half-Cauchy scales, one for all and one for each."""
     local = jnp.asarray(numpyro.sample("local", dist.HalfCauchy(1.0).expand([6]).to_event(1)))
     common = numpyro.sample("common", dist.HalfCauchy(0.5))
+    raw = jnp.asarray(numpyro.sample("raw", dist.Normal(0.0, 1.0).expand([6]).to_event(1)))
+    beta = jnp.asarray(numpyro.deterministic("beta", common * local * raw))
+    precision = jnp.asarray(numpyro.sample("precision", dist.Gamma(3.0, 1.0)))
+    numpyro.sample("y", dist.Normal(jnp.asarray(X) @ beta, precision**-0.5).to_event(1), obs=y)
+
+
+def horseshoe_of_mixtures(X: Float[ArrayLike, "data 6"], y: Float[ArrayLike, " data"] | None = None) -> None:
+    """`horseshoe`, every half-Cauchy as a half-normal times the root of an inverse gamma, whose tails are lighter."""
+
+    def half_cauchy(name, scale, shape):
+        normal = jnp.asarray(numpyro.sample(f"{name}_normal", dist.HalfNormal(1.0).expand(shape).to_event(len(shape))))
+        gamma = dist.InverseGamma(0.5, 0.5).expand(shape).to_event(len(shape))
+        return numpyro.deterministic(
+            name, scale * normal * jnp.sqrt(jnp.asarray(numpyro.sample(f"{name}_gamma", gamma)))
+        )
+
+    local, common = half_cauchy("local", 1.0, [6]), half_cauchy("common", 0.5, [])
     raw = jnp.asarray(numpyro.sample("raw", dist.Normal(0.0, 1.0).expand([6]).to_event(1)))
     beta = jnp.asarray(numpyro.deterministic("beta", common * local * raw))
     precision = jnp.asarray(numpyro.sample("precision", dist.Gamma(3.0, 1.0)))
@@ -88,6 +128,15 @@ def local_level(y: Float[ArrayLike, " times"] | None = None, *, num_times: int =
         return level, None
 
     scan(move, 0.0, None if y is None else jnp.asarray(y), length=num_times)
+
+
+def local_level_noncentered(y: Float[ArrayLike, " times"] | None = None) -> None:
+    """`local_level`, its level the sum of standard normal steps."""
+    step = jnp.asarray(numpyro.sample("step", dist.HalfNormal(1.0)))
+    noise = numpyro.sample("noise", dist.HalfNormal(1.0))
+    raw = jnp.asarray(numpyro.sample("raw", dist.Normal(0.0, 1.0).expand([16]).to_event(1)))
+    level = numpyro.deterministic("level", jnp.cumsum(step * raw))
+    numpyro.sample("y", dist.Normal(level, noise).to_event(1), obs=y)
 
 
 def ordinal(x: Float[ArrayLike, " data"], y: Int[ArrayLike, " data"] | None = None) -> None:
@@ -152,10 +201,10 @@ def everyday() -> dict[str, Everyday]:
     return {
         "eight_schools": Everyday(eight_schools_noncentered, *schools, both),
         "eight_schools_centered": Everyday(eight_schools_centered, *schools, both, eight_schools_noncentered),
-        "baseball": Everyday(baseball, *hits, ("loc", "scale", "logit")),
-        "admissions": Everyday(admissions, *admitted, ("mean", "sd", "correlation", "effects")),
-        "horseshoe": Everyday(horseshoe, *_horseshoe_data(), ("beta", "common", "precision")),
-        "local_level": Everyday(local_level, *_local_level_data(), ("step", "noise", "level")),
+        "baseball": Everyday(baseball, *hits, ("loc", "scale", "logit"), baseball_noncentered),
+        "admissions": Everyday(admissions, *admitted, ("mean", "sd", "correlation", "effects"), admissions_by_beta),
+        "horseshoe": Everyday(horseshoe, *_horseshoe_data(), ("beta", "common", "precision"), horseshoe_of_mixtures),
+        "local_level": Everyday(local_level, *_local_level_data(), ("step", "noise", "level"), local_level_noncentered),
         "ordinal": Everyday(ordinal, *_ordinal_data(), ("slope", "cuts")),
         "occupancy": Everyday(occupancy, *_occupancy_data(), ("absent", "rate")),
     }
@@ -167,7 +216,9 @@ def targets() -> list[Target]:
         Target(
             name=f"everyday/{name}",
             suites=("everyday",),
-            truth=functools.partial(nuts_truth, one.for_nuts or one.model, one.args, one.kwargs, one.sites),
+            truth=functools.partial(
+                nuts_truth, one.for_nuts or one.model, one.args, one.kwargs, one.sites, target_acceptance_rate=0.98
+            ),
             model=one.model,
             args=one.args,
             kwargs=one.kwargs,

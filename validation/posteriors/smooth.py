@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -232,9 +233,9 @@ def targets() -> list[Target]:
     return found
 
 
-def nuts_truth(model: Callable, args: tuple, kwargs: dict, sites: tuple[str, ...]) -> Truth:
-    """A long run of NUTS; `RuntimeError` where its own diagnostics say that it is no truth."""
-    result = nuts(jax.random.key(0), model, *args, progress=False, **NUTS_SETTINGS, **kwargs)
+def nuts_truth(model: Callable, args: tuple, kwargs: dict, sites: tuple[str, ...], **settings: Any) -> Truth:
+    """A long run of NUTS, `settings` beside the usual ones; `RuntimeError` where by its own figures it is no truth."""
+    result = nuts(jax.random.key(0), model, *args, progress=False, **(NUTS_SETTINGS | settings), **kwargs)
     if not (result.worst_r_hat < MAX_R_HAT and result.smallest_ess > MIN_ESS):
         raise RuntimeError(
             f"NUTS did not converge on {model.__name__}: R-hat {result.worst_r_hat:.3f}, effective sample size "
