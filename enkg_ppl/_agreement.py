@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import gammaincc, ndtri
 
 from enkg_ppl._refine._mixing import SIZES, best_fit
 from enkg_ppl._refine._reference import fit, labels
+from enkg_ppl._special import gammaincc, ndtri
 
 Draws = Float[np.ndarray, "ensembles particles dim"]
 MOST_MODES = 8

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.special import gammaincc
 
 from enkg_ppl._agreement import Agreement, agreement
 from enkg_ppl._field_diagnostics import EnsembleCheck
 from enkg_ppl._posterior import Posterior
+from enkg_ppl._special import gammaincc
 from enkg_ppl._weights import pareto_khat
 
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from scipy.special import gammainc, gammaincc
 
 from enkg_ppl._correction._slope import ridge
+from enkg_ppl._special import gammainc, gammaincc
 
 # Spread of the draws over what the slope implies, as variances. Sampling and a slope that bends move it by a third.
 TOO_NARROW, TOO_WIDE = 0.5, 2.0
