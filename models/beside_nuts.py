@@ -111,7 +111,7 @@ epidemic_blackbox = blackbox(epidemic_cases, shape=(WEEKS,), vectorized=True)
 
 
 def epidemic(y: Float[ArrayLike, "12"] | None = None) -> None:
-    """Weekly counts of an epidemic in a small town. Sites: `transmission`, `recovery` (per week), `infected` (share)."""
+    """Weekly counts of an epidemic. Sites: `transmission`, `recovery` (per week), `infected` (share)."""
     _epidemic(epidemic_blackbox, y)
 
 
@@ -146,7 +146,8 @@ def log_concentration(log_speed: Float[np.ndarray, "*shape"]) -> Float[np.ndarra
 
 def log_concentration_twin(log_speed: Float[Array, "*shape"]) -> Float[Array, "*shape 3"]:
     """`log_concentration` by Newton's method in JAX."""
-    target = DOSE / HALF_SPEED + math.log(DOSE / HALF_SPEED) - jnp.exp(log_speed)[..., None] * HOURS / HALF_SPEED
+    elapsed = jnp.multiply.outer(jnp.exp(log_speed), HOURS / HALF_SPEED)
+    target = DOSE / HALF_SPEED + math.log(DOSE / HALF_SPEED) - elapsed
     # e^x + x is convex: from above the root Newton's steps come down to it and do not pass it.
     x = jnp.where(target > 1.0, jnp.log(jnp.maximum(target, 1.0)), target)
     for _ in range(8):
