@@ -60,6 +60,7 @@ def simulate(
     # The last week of the record takes what happens after the end.
     record = np.zeros((first.size, num_weeks + 1, 2), int)
 
+    live = np.ones(first.size, bool)
     row = np.arange(first.size)
     beta = np.repeat(np.asarray(transmission, float) / population, num_replicates)
     gamma = np.repeat(np.asarray(recovery, float), num_replicates)
@@ -85,21 +86,10 @@ def simulate(
                 gap = gaps[np.where(infects, first_infection - well, first_recovery - well - sick)]
                 due_infection = np.where(infects, gap, due_infection - infect * step)
                 due_recovery = np.where(infects, due_recovery - recover * step, gap)
-        row, beta, gamma, sick, well, time, first_infection, first_recovery, due_infection, due_recovery = (
-            state[live]
-            for state in (
-                row,
-                beta,
-                gamma,
-                sick,
-                well,
-                time,
-                first_infection,
-                first_recovery,
-                due_infection,
-                due_recovery,
-            )
-        )
+        row, sick, well, time = row[live], sick[live], well[live], time[live]
+        beta, gamma = beta[live], gamma[live]
+        first_infection, first_recovery = first_infection[live], first_recovery[live]
+        due_infection, due_recovery = due_infection[live], due_recovery[live]
 
     recoveries, infections = np.moveaxis(np.cumsum(record[:, :-1], axis=1), -1, 0)
     ever, gone = (np.pad(total, ((0, 0), (1, 0))) for total in (infections, recoveries))

@@ -13,6 +13,7 @@ from scipy.stats import binom, kstest
 from enkg_ppl import EnKG
 from models import gillespie
 from models.beside_nuts import (
+    ASSAY_ERROR,
     CONCENTRATION,
     DOSE,
     DOSES,
@@ -196,7 +197,7 @@ def test_reweighting_moves_towards_what_the_black_box_says():
         "infected": 0.02 * np.exp(0.1 * rng.standard_normal(num)),
     }
     draws["cases"] = IMPORTED + np.asarray(jax.vmap(epidemic_cases_twin)(*map(jnp.asarray, draws.values())))
-    simulated = IMPORTED + epidemic_cases(*(draws[name] for name in ("transmission", "recovery", "infected")))
+    simulated = IMPORTED + epidemic_cases(draws["transmission"], draws["recovery"], draws["infected"])
 
     def log_likelihood(mean):
         # The negative binomial's terms that depend on its mean.
@@ -248,15 +249,42 @@ def test_a_small_ensemble_finishes_without_a_warning(name):
         assert np.all(np.isfinite(enkg.get_samples()[site]))
 
 
+# The tail of a hierarchy's spread is what EnKG finds last: over four seeds its sd is 0.86 to 0.93 of the truth.
+LOWEST_RATIO = {"epidemic": 0.85, "hierarchy": 0.8, "dose_response": 0.85}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_defaults_agree_with_nuts(name):
-    """Against the same model. Eight seeds of EnKG are in README's table."""
+    """Against the same model: the epidemic's is that of the black box, by reweighting."""
     outcome = solve(name, PROBLEMS[name], progress=False)
     same_model = outcome.comparisons[-1]
     assert same_model.shift < 0.15
-    assert same_model.ratios[0] > 0.85
+    assert LOWEST_RATIO[name] < same_model.ratios[0]
     assert same_model.ratios[1] < 1.15
     if name == "epidemic":
-        # Clocks of 16 seeds move means by 0.4 sd (root mean square, the worst parameter), of this seed by 0.31.
+        # The twin is another model. These clocks move its posterior by 0.31 sd, whatever the method; 0.15 on top.
         assert outcome.comparisons[0].shift < 0.31 + 0.15
+    if name == "hierarchy":
+        mean, sd = spread_by_quadrature(PROBLEMS[name].y)
+        # Effective draws of NUTS are a thousand or more: 0.03 sd of the mean, 4 % of the sd of a skewed posterior.
+        assert outcome.reference["spread"].mean() == pytest.approx(mean, abs=0.12 * sd)
+        assert outcome.reference["spread"].std() == pytest.approx(sd, rel=0.12)
+
+
+def spread_by_quadrature(y):
+    """Mean and sd of the hierarchy's spread on grids: patients integrated out, one by one."""
+    speed, centre, spread = np.linspace(-4, 4, 1001), np.linspace(-3, 4, 141), np.geomspace(0.03, 2.5, 120)
+    residual = (y[:, None, :] - log_concentration(speed)[None]) / ASSAY_ERROR
+    log_likelihood = -0.5 * (residual**2).sum(axis=-1)
+    likelihood = np.exp(log_likelihood - log_likelihood.max(axis=1, keepdims=True))
+    log_posterior = np.empty((len(centre), len(spread)))
+    for k, scale in enumerate(spread):
+        density = np.exp(-0.5 * ((speed[None] - centre[:, None]) / scale) ** 2) / scale
+        # The grid of the spread is geometric: its own step is part of the density.
+        prior = -0.5 * (centre - 0.5) ** 2 - 0.5 * (scale / 0.5) ** 2 + np.log(scale)
+        log_posterior[:, k] = np.log(density @ likelihood.T + 1e-300).sum(axis=1) + prior
+    mass = np.exp(log_posterior - log_posterior.max()).sum(axis=0)
+    mass /= mass.sum()
+    mean = mass @ spread
+    return mean, np.sqrt(mass @ (spread - mean) ** 2)
