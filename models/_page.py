@@ -216,6 +216,23 @@ def pair_figure(scalars: Sequence[Scalar], names: tuple[str, str], size: float =
     return figure
 
 
+def marginals_figure(scalars: Sequence[Scalar], columns: int = 4) -> Figure:
+    """Marginal posteriors, both methods in one panel for every parameter, `columns` panels a row."""
+    rows = -(-len(scalars) // columns)
+    with style():
+        figure = Figure(figsize=(9.6, 1.9 * rows), layout="constrained")
+        grid = np.ravel(figure.subplots(rows, columns, squeeze=False))
+        for axes, scalar in zip(grid, scalars, strict=False):
+            limits = _limits(scalar)
+            _marginal(axes, scalar, limits)
+            axes.set_xlim(limits)
+            axes.set_xticks(_inner_ticks(limits))
+            axes.set_xlabel(_axis_label(scalar), color=INK)
+        for axes in grid[len(scalars) :]:
+            axes.remove()
+    return figure
+
+
 def _axis_label(scalar: Scalar) -> str:
     return f"{scalar.label}\n{scalar.unit}" if scalar.unit else scalar.label
 
