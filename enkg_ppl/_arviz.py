@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import arviz as az
+import jax
 import numpy as np
 
 ONE = int(az.__version__.split(".")[0]) >= 1  # the 1.x line keeps its groups in an xarray DataTree
@@ -18,9 +19,10 @@ def from_fitted(enkg, prior, posterior_predictive, log_likelihood, options: dict
     """
     if prior is not None and not ONE:  # 0.x reads prior draws as one chain
         prior = {name: np.reshape(values, (-1, *np.shape(values)[2:])) for name, values in prior.items()}
-    idata = az.from_numpyro(
-        enkg, prior=prior, posterior_predictive=posterior_predictive, log_likelihood=False, **options
-    )
+    with jax.numpy_rank_promotion("allow"):  # ArviZ runs the model, where NumPyro's own algebra relies on it
+        idata = az.from_numpyro(
+            enkg, prior=prior, posterior_predictive=posterior_predictive, log_likelihood=False, **options
+        )
     if log_likelihood is not None:
         shared = {name: options[name] for name in ("coords", "dims") if name in options}
         dataset = az.convert_to_dataset(log_likelihood, **shared)
