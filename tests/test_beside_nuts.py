@@ -240,6 +240,7 @@ def test_page_shows_every_problem_and_nothing_from_elsewhere():
     assert f"{outcomes['hierarchy'].comparisons[0].shift:.2f}" in table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_a_small_ensemble_finishes_without_a_warning(name):
     problem = PROBLEMS[name]

@@ -426,6 +426,7 @@ def test_enkg_is_the_closed_form_and_compiles_once(caplog):
     within(again.get_samples()["x"], mean, sd, share=0.5)
 
 
+@pytest.mark.slow
 def test_hierarchy_is_that_of_nuts():
     """NUTS has the same prior as NumPyro's own mixture."""
 

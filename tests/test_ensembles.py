@@ -94,6 +94,7 @@ def test_several_devices_give_what_one_gives():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_precision_set_for_a_block_holds_in_the_threads():
     model = model_of(lambda x: jnp.stack([x[0], x[0] * x[1]]))
     with jax.enable_x64(False):

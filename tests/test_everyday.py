@@ -17,7 +17,7 @@ from validation.target import flatten
 MODELS = everyday()
 TARGETS = {target.name.removeprefix("everyday/"): target for target in targets()}
 J = 128
-QUICK = ("baseball", "admissions", "local_level")  # a hierarchy, an LKJ prior, a scan
+QUICK = ("local_level",)
 BY_MODEL = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODELS]
 
 

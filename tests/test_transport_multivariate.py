@@ -84,11 +84,19 @@ CASES = {
     ),
     "RelaxedBernoulli": (dist.RelaxedBernoulli(0.8, 0.3), vector),
 }
+# One of each kind; the others wait for `make test-all`, since each is compiled at some length.
+PROMPT = ("Dirichlet", "LKJCholesky", "MultivariateStudentT", "GaussianRandomWalk")
+
+
+def prompt_first(names):
+    return [pytest.param(name, marks=() if name in PROMPT else pytest.mark.slow) for name in names]
+
+
 STEP = 1e-5  # of central differences, whose error is then about 1e-9
 NUM_DRAWS = 20_000
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", prompt_first(CASES))
 def test_density_is_that_of_numpyro(name):
     """``log N(z) = log p(theta) + log |det d theta / dz|``, by differences in the coordinates of the density."""
     fn, chart = CASES[name]
@@ -146,7 +154,7 @@ BATCHED = {
 }
 
 
-@pytest.mark.parametrize("name", BATCHED)
+@pytest.mark.parametrize("name", prompt_first(BATCHED))
 def test_batches_and_copies_are_independent_elements(name):
     """Expanded in front: every copy has the values that its scores have alone, and float32 stays float32."""
     with jax.numpy_rank_promotion("allow"):  # NumPyro's own constructors rely on it

@@ -382,7 +382,8 @@ class NumPyroModel:
             if not _is_latent(site):
                 return None
             name, fn = site["name"], _prior_of(site)
-            prior = diffusion_prior_in(fn)
+            # Not of `fn`: in standard units it is computed here, and so not known outside of this trace.
+            prior = diffusion_prior_in(site["fn"].base_dist if _is_imputed(site) else site["fn"])
             if prior is not None:
                 self._diffusion[name] = prior
             if "_scan_current_index" in site["infer"]:
