@@ -121,11 +121,13 @@ def nuts(
     init_key, warmup_key, sample_key = jax.random.split(rng_key, 3)
 
     def log_density(position: Unconstrained) -> Float[Array, ""]:
-        return -jnp.asarray(potential_energy(model, args, kwargs, position))
+        return -jnp.asarray(potential_energy(model, args, kwargs, position), float)
 
     def candidate(key: PRNGKeyArray) -> Unconstrained:
         seeded = handlers.substitute(handlers.seed(model, key), substitute_fn=init_strategy)
-        return unconstrain_fn(model, args, kwargs, _latent_values(seeded, args, kwargs))
+        # One precision for all: a prior of 32 bits draws in 32, and BlackJAX's steps want what they began with.
+        start = unconstrain_fn(model, args, kwargs, _latent_values(seeded, args, kwargs))
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, float), start)
 
     def constrain(position: Unconstrained) -> dict[str, Array]:
         return constrain_fn(model, args, kwargs, position, return_deterministic=True)
