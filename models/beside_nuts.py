@@ -37,6 +37,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from enkg_ppl import EnKG, blackbox
 from models import _page, gillespie
+from models._runge_kutta import runge_kutta
 from validation.compare import MomentsRow, format_moments, moments_table, scalars
 from validation.nuts import nuts
 
@@ -88,12 +89,7 @@ def epidemic_cases_twin(
         return jnp.stack([-infections, infections - recovery * sick])
 
     def step(state: Float[Array, "2"], _: Any) -> tuple[Float[Array, "2"], Float[Array, ""]]:
-        size = 1 / STEPS
-        k1 = slope(state)
-        k2 = slope(state + size / 2 * k1)
-        k3 = slope(state + size / 2 * k2)
-        k4 = slope(state + size * k3)
-        state = state + size / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        state = runge_kutta(slope, state, 1 / STEPS)
         return state, state[0]
 
     start = jnp.stack([1 - infected, infected])

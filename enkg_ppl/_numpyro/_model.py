@@ -574,7 +574,8 @@ def _check_arguments(model: Callable, args: tuple, kwargs: dict[str, Any]) -> No
     except TypeError as error:
         known = list(signature.parameters)
         wrong = [name for name in kwargs if name not in known]
-        close = difflib.get_close_matches(wrong[0], known, 1) if wrong else []
+        same = [name for name in known if wrong and name.lower() == wrong[0].lower()]
+        close = same or (difflib.get_close_matches(wrong[0], known, 1) if wrong else [])
         hint = f"; did you mean '{close[0]}'?" if close else ""
         name = getattr(model, "__name__", "the model")
         raise TypeError(f"{name}{signature} was called wrongly by run: {error}{hint}") from None

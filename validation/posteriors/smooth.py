@@ -18,6 +18,7 @@ import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from models._runge_kutta import runge_kutta
 from validation.nuts import nuts
 from validation.target import Target, Truth, flatten
 
@@ -151,11 +152,7 @@ def infected(beta: Float[Array, ""], gamma: Float[Array, ""]) -> Float[Array, "1
         return jnp.stack([-beta * S * I, beta * S * I - gamma * I])
 
     def advance(state: Float[Array, "2"], _: None) -> tuple[Float[Array, "2"], Float[Array, ""]]:
-        k1 = field(state)
-        k2 = field(state + step / 2 * k1)
-        k3 = field(state + step / 2 * k2)
-        k4 = field(state + step * k3)
-        state = state + step / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        state = runge_kutta(field, state, step)
         return state, state[1]
 
     start = jnp.array([0.999, 0.001])
