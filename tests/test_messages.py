@@ -88,6 +88,8 @@ def test_models_that_cannot_be_inferred(model, args, words):
 def test_misspelt_model_argument():
     with pytest.raises(TypeError, match=r"good\(y=None\) was called wrongly by run: .*'yy'; did you mean 'y'\?"):
         run(good, yy=Y)
+    with pytest.raises(TypeError, match=r"'Y'; did you mean 'y'\?"):
+        run(good, Y=Y)
 
 
 @pytest.mark.parametrize(
