@@ -124,8 +124,7 @@ PATIENTS = 6
 HOURS: Float[np.ndarray, "3"] = np.array([1.0, 2.0, 4.0])
 # mg/l: after the dose, and where elimination runs at half its speed.
 DOSE, HALF_SPEED = 10.0, 2.0
-# Of ln c. With smaller errors EnKG draws the spread too narrow (README, figures): the patients then pin it to a ridge.
-ASSAY_ERROR = 0.25
+ASSAY_ERROR = 0.1  # of ln c
 
 
 def log_concentration(log_speed: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape 3"]:

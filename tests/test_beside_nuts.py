@@ -250,10 +250,6 @@ def test_a_small_ensemble_finishes_without_a_warning(name):
         assert np.all(np.isfinite(enkg.get_samples()[site]))
 
 
-# The tail of a hierarchy's spread is what EnKG finds last: over four seeds its sd is 0.85 to 0.93 of the truth.
-LOWEST_RATIO = {"epidemic": 0.85, "hierarchy": 0.8, "dose_response": 0.85}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_defaults_agree_with_nuts(name):
@@ -261,7 +257,7 @@ def test_defaults_agree_with_nuts(name):
     outcome = solve(name, PROBLEMS[name], progress=False)
     same_model = outcome.comparisons[-1]
     assert same_model.shift < 0.15
-    assert LOWEST_RATIO[name] < same_model.ratios[0]
+    assert same_model.ratios[0] > 0.85
     assert same_model.ratios[1] < 1.15
     if name == "epidemic":
         # The twin is another model. These clocks move its posterior by 0.31 sd, whatever the method; 0.15 on top.

@@ -13,7 +13,8 @@ import pytest
 from jax.scipy.special import betaln, gammaln, i0e, logsumexp, ndtr
 
 from enkg_ppl import EnKG
-from enkg_ppl._numpyro._model import NumPyroModel, Observation, SiteLikelihood
+from enkg_ppl._numpyro._model import NumPyroModel
+from enkg_ppl._numpyro._observation import Observation, SiteLikelihood
 from enkg_ppl._numpyro._response import UnusableObservation, gaussian_response
 from enkg_ppl._weights import pareto_khat
 

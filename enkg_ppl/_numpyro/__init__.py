@@ -3,7 +3,7 @@
 from enkg_ppl._numpyro._diffusion_prior import DiffusionPrior, DiffusionReparam
 from enkg_ppl._numpyro._enkg import EnKG
 from enkg_ppl._numpyro._fit_prior import FittedPrior, fit_prior
-from enkg_ppl._numpyro._model import ModelError
+from enkg_ppl._numpyro._refusals import ModelError
 from enkg_ppl._numpyro._transport import UnsupportedPriorError
 
 __all__ = [

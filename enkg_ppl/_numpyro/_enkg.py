@@ -25,8 +25,11 @@ from enkg_ppl._ensembles import METHODS, EnsembleMethod, Meeting, run_ensembles
 from enkg_ppl._field_diagnostics import NUM_PRIOR_DRAWS, check_ensemble
 from enkg_ppl._forward import Evaluator, ensemble_forward
 from enkg_ppl._infer import LEAST, Progress, infer
-from enkg_ppl._numpyro._model import ModelError, NumPyroModel, Observation, Simulator
+from enkg_ppl._numpyro._model import NumPyroModel
+from enkg_ppl._numpyro._observation import Observation
+from enkg_ppl._numpyro._refusals import ModelError
 from enkg_ppl._numpyro._response import ranks_may_differ
+from enkg_ppl._numpyro._simulator import Simulator
 from enkg_ppl._numpyro._traced import TracedResult, is_traced, run_traced
 from enkg_ppl._posterior import Posterior
 from enkg_ppl._prior import GaussianPrior, Prior

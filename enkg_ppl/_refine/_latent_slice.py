@@ -12,7 +12,7 @@ from enkg_ppl._refine._blocks import block_size
 from enkg_ppl._refine._coordinates import decode_all, encode_all
 from enkg_ppl._refine._linearised import simulated_reference
 from enkg_ppl._refine._mixing import Cycles, Mixed, mix, most_components
-from enkg_ppl._refine._moves import Group
+from enkg_ppl._refine._space import Space
 from enkg_ppl._refine._stationarity import Snapshot, drift_p_value
 from enkg_ppl._refine._target import Target
 from enkg_ppl._types import Ensemble, Key
@@ -62,16 +62,19 @@ class LatentSlice(Refinement):
             z = encode_all(problem.prior, guided, evaluate.batch_size)
         room = most_components(num_particles // 2, problem.dim, self.num_components)
         reference = simulated_reference(evaluate, problem, room)
-        ensemble = Group(z, evaluate.log_likelihood(z))
+        space = Space(evaluate)
+        ensemble = space.group(z)
         target = Target(np.asarray(1.0, dtype), None)
         done, drift_p, settled, before = 0, 0.0, False, None
         mixed = Mixed(0, 1.0, 1.0, 0.0, 0.0, False)
         while done < self.max_cycles and not settled:
             cycles = Cycles(self.num_components, room, self.max_correlation, 1, self.max_cycles - done)
-            ensemble, mixed = mix(rng, evaluate, target, ensemble, cycles, reference=reference)
+            ensemble, mixed = mix(rng, space, target, ensemble, cycles, reference=reference)
             done += mixed.num_cycles
             if before is not None:
-                drift_p = drift_p_value(rng, Snapshot(*before), Snapshot(*ensemble))
+                drift_p = drift_p_value(
+                    rng, *(Snapshot(one.position, one.log_likelihood) for one in (before, ensemble))
+                )
                 settled = drift_p >= LEAST_DRIFT_P and mixed.correlation <= mixed.limit
             before = ensemble
             progress(min(0.99, done / self.max_cycles), f"{done} cycles, {evaluate.count:,} evaluations")
@@ -86,7 +89,7 @@ class LatentSlice(Refinement):
                 f"pass refine=LatentSlice(max_cycles={2 * self.max_cycles})"
             ]
         return Posterior(
-            draws=decode_all(problem.prior, ensemble.z, evaluate.batch_size),
+            draws=decode_all(problem.prior, ensemble.position, evaluate.batch_size),
             log_likelihood=ensemble.log_likelihood,
             num_forward_evaluations=evaluate.count - count,
             method="LatentSlice",

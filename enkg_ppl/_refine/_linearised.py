@@ -16,14 +16,14 @@ from enkg_ppl._forward import Evaluator
 from enkg_ppl._likelihood import Response
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._refine._coordinates import encode_all
-from enkg_ppl._refine._reference import StudentMixture, gaussian
+from enkg_ppl._refine._reference import Reference, gaussian
 from enkg_ppl._types import Ensemble
 
 DF = 25.0
 RIDGES = np.geomspace(1e-6, 1e2, 33)  # times the mean eigenvalue of the Gram matrix
 
 
-def linearised_reference(z: Ensemble, response: Response, room: int, dtype) -> StudentMixture | None:
+def linearised_reference(z: Ensemble, response: Response, room: int, dtype) -> Reference | None:
     """The posterior of the linearised simulator; `z`: shape (pairs, dim), `response`: of the same particles.
 
     `room`: see `fit`. None where hardly any simulation is usable.
@@ -34,7 +34,7 @@ def linearised_reference(z: Ensemble, response: Response, room: int, dtype) -> S
     z, g, observed, noise = (a[usable] for a in (z, g, observed, noise))
     if len(z) < 8:
         return None
-    slope, intercept, residual = _ridge(z, g)
+    slope, intercept, residual = ridge_regression(z, g)
     noise = np.median(noise, axis=0) + residual
     scaled = slope / np.sqrt(noise)[:, None]
     precision = np.eye(z.shape[1]) + scaled.T @ scaled
@@ -47,7 +47,7 @@ def linearised_reference(z: Ensemble, response: Response, room: int, dtype) -> S
     return jax.tree.map(lambda a: a.astype(dtype), reference)
 
 
-def _ridge(z: Float[np.ndarray, "pairs dim"], g: Float[np.ndarray, "pairs m"]):
+def ridge_regression(z: Float[np.ndarray, "pairs dim"], g: Float[np.ndarray, "pairs m"]):
     """Slope (m, dim), intercept (m,) and residual variance (m,), the ridge chosen by generalised cross-validation.
 
     Source: Golub, Heath & Wahba (1979), Technometrics 21, eq. 1.4.
@@ -69,7 +69,7 @@ def _ridge(z: Float[np.ndarray, "pairs dim"], g: Float[np.ndarray, "pairs m"]):
     return slope.T, middle - slope.T @ centre, residual
 
 
-def simulated_reference(evaluate: Evaluator, problem: InverseProblem, room: int) -> StudentMixture | None:
+def simulated_reference(evaluate: Evaluator, problem: InverseProblem, room: int) -> Reference | None:
     """From what the guided flow simulated, as the evaluator remembers it; None where there was none."""
     if evaluate.simulated is None:
         return None

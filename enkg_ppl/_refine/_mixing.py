@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-from enkg_ppl._forward import Evaluator
-from enkg_ppl._refine._moves import Group, jump, slice_move
-from enkg_ppl._refine._reference import Shape, StudentMixture, best_shape, fit, labels, mean_log_prob
+from enkg_ppl._refine._moves import jump, slice_move
+from enkg_ppl._refine._reference import Reference, Shape, best_shape, fit, labels, mean_log_prob
+from enkg_ppl._refine._space import Group, Space
 from enkg_ppl._refine._target import Target
 from enkg_ppl._types import AnyArray, Ensemble
 
@@ -67,12 +67,12 @@ def best_fit(rng: np.random.Generator, z: Ensemble, most: int, room: int) -> tup
 
 def mix(
     rng: np.random.Generator,
-    evaluate: Evaluator,
+    space: Space,
     target: Target,
     ensemble: Group,
     cycles: Cycles,
     *,
-    reference: StudentMixture | None = None,
+    reference: Reference | None = None,
     reserve: int = 0,
 ) -> tuple[Group, Mixed]:
     """Cycles of jumps and a slice on each half in turn, until the starting places are forgotten.
@@ -80,28 +80,28 @@ def mix(
     `reference`: one that may be better than mixtures fitted to the other half; the better one is used.
     `reserve`: evaluations to leave over.
     """
-    num_particles = len(ensemble.z)
+    num_particles = len(ensemble.position)
     # Correlations of independent ensembles scatter by 1 / sqrt(J): no use in waiting for less.
     limit = max(cycles.max_correlation, 3 / num_particles**0.5)
     start = ensemble
-    places: StudentMixture | None = None  # components that particles are to move between
+    places: Reference | None = None  # components that particles are to move between
     half = num_particles // 2
     halves = [Group(*(a[:half] for a in ensemble)), Group(*(a[half:] for a in ensemble))]
     references = [_References(cycles, reference) for _ in halves]
     cycle, correlation, fresh_share, num_jumps, out_of_budget = 0, 1.0, 0.5, NUM_JUMPS, False
     accepted, tried = np.zeros(2), np.zeros(2)  # of jumps that keep the place, and of fresh ones
     while cycle < cycles.least or (cycle < cycles.most and correlation > limit):
-        before = evaluate.count
+        before = space.evaluate.count
         for k in (0, 1):
-            close, heavy = references[k].fitted(rng, halves[1 - k].z)
+            close, heavy = references[k].fitted(rng, halves[1 - k].position)
             if places is None:
                 places = close
             for reference in (close, heavy)[:num_jumps]:
-                fresh = rng.random(len(halves[k].z)) < fresh_share
-                halves[k], moved = jump(rng, evaluate, target, reference, halves[k], fresh)
+                fresh = rng.random(len(halves[k].position)) < fresh_share
+                halves[k], moved = jump(rng, space, target, reference, halves[k], fresh)
                 accepted += [moved[~fresh].sum(), moved[fresh].sum()]
                 tried += [(~fresh).sum(), fresh.sum()]
-            halves[k] = slice_move(rng, evaluate, target, heavy, halves[k])
+            halves[k] = slice_move(rng, space, target, heavy, halves[k])
         cycle += 1
         fresh_share = float(np.clip(2 * accepted[1] / max(tried[1], 1), *FRESH_BOUNDS))
         if np.all(accepted < USELESS * tried):
@@ -109,10 +109,10 @@ def mix(
         assert places is not None
         ensemble = Group(*(np.concatenate(pair) for pair in zip(*halves, strict=True)))
         correlation = max(
-            largest_correlation(features(*start), features(*ensemble)),
-            largest_correlation(memberships(places, start.z), memberships(places, ensemble.z)),
+            largest_correlation(_features(start), _features(ensemble)),
+            largest_correlation(memberships(places, start.position), memberships(places, ensemble.position)),
         )
-        out_of_budget = evaluate.remaining - reserve < 1.2 * (evaluate.count - before)
+        out_of_budget = space.remaining - reserve < 1.2 * (space.evaluate.count - before)
         if out_of_budget:
             break
     kept, fresh = accepted / np.maximum(tried, 1)
@@ -122,11 +122,11 @@ def mix(
 class _References:
     """The references of one half's moves: the closest, for jumps, and one with heavy tails, for jumps and slices."""
 
-    def __init__(self, cycles: Cycles, given: StudentMixture | None):
+    def __init__(self, cycles: Cycles, given: Reference | None):
         self.cycles, self.given = cycles, given
         self.shape: Shape | None = None
 
-    def fitted(self, rng, other: Ensemble) -> tuple[StudentMixture, StudentMixture]:
+    def fitted(self, rng, other: Ensemble) -> tuple[Reference, Reference]:
         if self.shape is None:  # chosen once: it is the fit that follows the other half
             self.shape, score = best_fit(rng, other, self.cycles.num_components, self.cycles.room)
             if self.given is not None and mean_log_prob(self.given, other) < score:
@@ -137,7 +137,11 @@ class _References:
         if self.shape.df == DFS[0]:
             return close, close
         # Where the reference's tails are thinner than the target's, slices stall and jumps never get there.
-        return close, fit(rng, other, Shape(self.shape.size, DFS[0]), self.cycles.room)
+        return close, fit(rng, other, self.shape._replace(df=DFS[0]), self.cycles.room)
+
+
+def _features(group: Group) -> Float[np.ndarray, "particles features"]:
+    return features(group.position, group.log_likelihood)
 
 
 def features(z: Ensemble, log_likelihood: Float[AnyArray, " particles"]) -> Float[np.ndarray, "particles features"]:
@@ -151,12 +155,12 @@ def features(z: Ensemble, log_likelihood: Float[AnyArray, " particles"]) -> Floa
     return (ranks - ranks.mean(axis=0)) / ranks.std(axis=0)
 
 
-def memberships(places: StudentMixture, z: Ensemble) -> Float[np.ndarray, "particles components"]:
+def memberships(places: Reference, z: Ensemble) -> Float[np.ndarray, "particles components"]:
     """Which component each particle is in, standardised over the ensemble; zero where hardly any or all are.
 
     Particles may move about freely within a light mode, so that ranks are forgotten, and hardly ever leave it.
     """
-    inside = labels(places, np.asarray(z, float))[:, None] == np.arange(len(places.log_weights))
+    inside = labels(places, np.asarray(z, float))[:, None] == np.arange(places.num_components)
     share = inside.mean(axis=0)
     held = (share > LEAST_SHARE) & (share < 1 - LEAST_SHARE)
     return (inside - share) / np.sqrt(np.where(held, share * (1 - share), np.inf))

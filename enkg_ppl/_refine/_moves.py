@@ -20,20 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from enkg_ppl._forward import Evaluator
 from enkg_ppl._refine._blocks import in_blocks
-from enkg_ppl._refine._reference import StudentMixture
+from enkg_ppl._refine._reference import Reference
+from enkg_ppl._refine._space import Group, Space
 from enkg_ppl._refine._target import Target
 from enkg_ppl._types import AnyArray, Ensemble
 
 MAX_SHRINKS = 60  # a bracket that has shrunk this often is at the particle itself
-
-
-class Group(NamedTuple):
-    """One half of the ensemble, as NumPy arrays between the moves."""
-
-    z: Ensemble
-    log_likelihood: Float[AnyArray, " particles"]
 
 
 class _Slice(NamedTuple):
@@ -51,54 +44,53 @@ class _Slice(NamedTuple):
     pending: Bool[AnyArray, " particles"]
 
 
-def _residual(target: Target, reference: StudentMixture, z: Ensemble, log_likelihood):
-    return jax.vmap(lambda z, ll: target.log_prob(z, ll) - reference.log_prob(z))(z, log_likelihood)
+def _residual(target: Target, reference: Reference, group: Group) -> Float[AnyArray, " particles"]:
+    return jax.vmap(lambda particle: target.log_prob(particle) - reference.log_prob(particle.position))(group)
+
+
+def _where(accept: Bool[AnyArray, " particles"], new: Group, old: Group) -> Group:
+    return jax.tree.map(lambda a, b: jnp.where(accept.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
 
 
 @eqx.filter_jit
-def _propose_jump(reference: StudentMixture, z: Ensemble, fresh, uniforms, chi2, places) -> Ensemble:
-    k = reference.log_weights.shape[0]
+def _propose_jump(reference: Reference, position: Ensemble, fresh, uniforms, chi2, places) -> Ensemble:
+    k = reference.num_components
 
     def propose(z, fresh, uniforms, chi2, place):
         u = reference.to_ellipse(z, *reference.draw_labels_given(uniforms[:k], chi2[0], z))
         return reference.from_ellipse(jnp.where(fresh, place, u), *reference.draw_labels(uniforms[k:], chi2[1]))
 
-    return jax.vmap(propose)(z, fresh, uniforms, chi2, places)
+    return jax.vmap(propose)(position, fresh, uniforms, chi2, places)
 
 
 @eqx.filter_jit
-def _accept_jump(target: Target, reference: StudentMixture, group: Group, proposal: Group, uniforms):
-    log_ratio = _residual(target, reference, *proposal) - _residual(target, reference, *group)
+def _accept_jump(target: Target, reference: Reference, group: Group, proposal: Group, uniforms):
+    log_ratio = _residual(target, reference, proposal) - _residual(target, reference, group)
     accept = jnp.log(uniforms) < log_ratio
-    z = jnp.where(accept[:, None], proposal.z, group.z)
-    return Group(z, jnp.where(accept, proposal.log_likelihood, group.log_likelihood)), accept
+    return _where(accept, proposal, group), accept
 
 
 @eqx.filter_jit
-def _begin_slice(target: Target, reference: StudentMixture, group: Group, uniforms, chi2, v) -> _Slice:
-    n = group.z.shape[0]
-    c, s = jax.vmap(reference.draw_labels_given)(uniforms[:, 2:], chi2, group.z)
-    u = jax.vmap(reference.to_ellipse)(group.z, c, s)
-    threshold = _residual(target, reference, *group) + jnp.log(uniforms[:, 0])
+def _begin_slice(target: Target, reference: Reference, group: Group, uniforms, chi2, v) -> _Slice:
+    n = group.position.shape[0]
+    c, s = jax.vmap(reference.draw_labels_given)(uniforms[:, 2:], chi2, group.position)
+    u = jax.vmap(reference.to_ellipse)(group.position, c, s)
+    threshold = _residual(target, reference, group) + jnp.log(uniforms[:, 0])
     angle = 2 * jnp.pi * uniforms[:, 1]
     proposal = _on_ellipse(reference, u, v, c, s, angle)
     return _Slice(c, s, u, v, threshold, angle - 2 * jnp.pi, angle, angle, proposal, jnp.ones(n, bool))
 
 
-def _on_ellipse(reference: StudentMixture, u: Ensemble, v: Ensemble, c, s, angle) -> Ensemble:
+def _on_ellipse(reference: Reference, u: Ensemble, v: Ensemble, c, s, angle) -> Ensemble:
     point = u * jnp.cos(angle)[:, None] + v * jnp.sin(angle)[:, None]
     return jax.vmap(reference.from_ellipse)(point, c, s)
 
 
 @eqx.filter_jit
-def _advance_slice(target: Target, reference: StudentMixture, group: Group, move: _Slice, log_likelihood, uniforms):
+def _advance_slice(target: Target, reference: Reference, group: Group, move: _Slice, proposed: Group, uniforms):
     """Accept the proposals above their slice, shrink the other brackets and propose again."""
-    above = _residual(target, reference, move.proposal, log_likelihood) > move.threshold
-    accept = move.pending & above
-    group = Group(
-        jnp.where(accept[:, None], move.proposal, group.z),
-        jnp.where(accept, log_likelihood, group.log_likelihood),
-    )
+    accept = move.pending & (_residual(target, reference, proposed) > move.threshold)
+    group = _where(accept, proposed, group)
     low = jnp.where(move.angle < 0, move.angle, move.low)
     high = jnp.where(move.angle < 0, move.high, move.angle)
     angle = low + (high - low) * uniforms
@@ -109,9 +101,9 @@ def _advance_slice(target: Target, reference: StudentMixture, group: Group, move
 
 def jump(
     rng: np.random.Generator,
-    evaluate: Evaluator,
+    space: Space,
     target: Target,
-    reference: StudentMixture,
+    reference: Reference,
     group: Group,
     fresh: Bool[np.ndarray, " particles"],
 ) -> tuple[Group, Bool[np.ndarray, " particles"]]:
@@ -119,36 +111,34 @@ def jump(
 
     Returns the group and which particles moved: none where the evaluations do not suffice.
     """
-    (n, d), dtype, block = group.z.shape, group.z.dtype, evaluate.batch_size
-    if evaluate.remaining < n:
+    (n, d), dtype, block = group.position.shape, group.position.dtype, space.block
+    if space.remaining < n:
         return group, np.zeros(n, bool)
-    k, df = len(reference.log_weights), float(reference.df)
+    k, df = reference.num_components, float(reference.df)
     labels, chi2 = rng.random((n, 2 * k)).astype(dtype), rng.chisquare([df + d, df], (n, 2)).astype(dtype)
     places = rng.standard_normal((n, d)).astype(dtype)
-    z = in_blocks(_propose_jump, block, (reference,), group.z, fresh, labels, chi2, places)
-    proposal = Group(z, evaluate.log_likelihood(z))
+    proposal = space.group(in_blocks(_propose_jump, block, (reference,), group.position, fresh, labels, chi2, places))
     return in_blocks(_accept_jump, block, (target, reference), group, proposal, rng.random(n).astype(dtype))
 
 
-def slice_move(
-    rng: np.random.Generator, evaluate: Evaluator, target: Target, reference: StudentMixture, group: Group
-) -> Group:
+def slice_move(rng: np.random.Generator, space: Space, target: Target, reference: Reference, group: Group) -> Group:
     """Elliptical slice move of every particle; evaluates only the particles that have not moved yet."""
-    (n, d), dtype, block = group.z.shape, group.z.dtype, evaluate.batch_size
-    k, df = len(reference.log_weights), float(reference.df)
+    (n, d), dtype, block = group.position.shape, group.position.dtype, space.block
+    k, df = reference.num_components, float(reference.df)
     labels, chi2 = rng.random((n, k + 2)).astype(dtype), rng.chisquare(df + d, n).astype(dtype)
     axes = rng.standard_normal((n, d)).astype(dtype)
     move = in_blocks(_begin_slice, block, (target, reference), group, labels, chi2, axes)
     # Only the particles still pending go on, so that the last few cost one block.
-    z, log_likelihood, left = group.z.copy(), group.log_likelihood.copy(), np.arange(n)
+    moved, left = Group(*(np.array(a) for a in group)), np.arange(n)
     for _ in range(MAX_SHRINKS):
-        if len(left) == 0 or evaluate.remaining < len(left):
+        if len(left) == 0 or space.remaining < len(left):
             break
-        here = Group(z[left], log_likelihood[left])
+        here = Group(*(a[left] for a in moved))
         shrinks = rng.random(len(left)).astype(dtype)
-        proposed = evaluate.log_likelihood(move.proposal)
+        proposed = space.group(move.proposal)
         here, move = in_blocks(_advance_slice, block, (target, reference), here, move, proposed, shrinks)
-        z[left], log_likelihood[left] = here
+        for kept, new in zip(moved, here, strict=True):
+            kept[left] = new
         keep = move.pending
         left, move = left[keep], jax.tree.map(lambda a, keep=keep: a[keep], move)
-    return Group(z, log_likelihood)
+    return moved

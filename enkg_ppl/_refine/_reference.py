@@ -1,8 +1,9 @@
 """A mixture of multivariate Student-t distributions fitted to one half of the ensemble, to move the other half.
 
-Heavy tails keep slice moves from stalling in the tails of the target; several components let particles pass
-between modes. A Student-t is a Gaussian whose covariance is scaled by a random s ~ InverseGamma(df/2, df/2), which
-is what turns it into an ellipse for slice sampling (Nishihara, Murray & Adams 2014, section 3).
+Where it fits better so, it is fitted to particles that are straightened first (see `enkg_ppl._refine._warp`). Heavy
+tails keep slice moves from stalling in the tails of the target; several components let particles pass between modes. A
+Student-t is a Gaussian whose covariance is scaled by a random s ~ InverseGamma(df/2, df/2), which is what turns it into
+an ellipse for slice sampling (Nishihara, Murray & Adams 2014, section 3).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from jax.scipy.special import gammaln, logsumexp
 from jaxtyping import Float
 
 from enkg_ppl._random import gumbel
+from enkg_ppl._refine._warp import Warp, choose_given, fit_warp, no_warp
 from enkg_ppl._types import AnyArray, Ensemble, Scalar, Vector
 
 
@@ -64,6 +66,41 @@ class StudentMixture(eqx.Module):
     def from_ellipse(self, u: Vector, c, s) -> Vector:
         """The inverse of `to_ellipse`."""
         return self.means[c] + jnp.sqrt(s) * self.chols[c] @ u
+
+
+class Reference(eqx.Module):
+    """The distribution of z whose straightened v has the mixture's."""
+
+    mixture: StudentMixture
+    warp: Warp
+
+    @property
+    def num_components(self) -> int:
+        return self.mixture.log_weights.shape[0]
+
+    @property
+    def df(self) -> Scalar:
+        return self.mixture.df
+
+    def log_prob(self, z: Vector) -> Scalar:
+        v, log_jacobian = self.warp.straighten(z)
+        return self.mixture.log_prob(v) + log_jacobian
+
+    def draw_labels(self, uniforms: Float[AnyArray, " components"], chi2: Scalar):
+        """See `StudentMixture`."""
+        return self.mixture.draw_labels(uniforms, chi2)
+
+    def draw_labels_given(self, uniforms: Float[AnyArray, " components"], chi2: Scalar, z: Vector):
+        """See `StudentMixture`."""
+        return self.mixture.draw_labels_given(uniforms, chi2, self.warp.straighten(z)[0])
+
+    def to_ellipse(self, z: Vector, c, s) -> Vector:
+        """The standard-normal coordinates of z under component c at scale s."""
+        return self.mixture.to_ellipse(self.warp.straighten(z)[0], c, s)
+
+    def from_ellipse(self, u: Vector, c, s) -> Vector:
+        """The inverse of `to_ellipse`."""
+        return self.warp.bend(self.mixture.from_ellipse(u, c, s))
 
 
 def _mixture(log_weights, means, chols, df) -> StudentMixture:
@@ -137,76 +174,96 @@ def fit_student_mixture(
 
 
 class Shape(NamedTuple):
-    """Number of components, and degrees of freedom."""
+    """Number of components, degrees of freedom, and the coordinates that the others follow."""
 
     size: int
     df: float
+    given: tuple[int, ...] = ()
 
 
 _fit = eqx.filter_jit(fit_student_mixture)
 
 
 @eqx.filter_jit
-def _mean_log_prob(mixture: StudentMixture, z: Ensemble, present) -> Scalar:
-    return present @ jax.vmap(mixture.log_prob)(z) / jnp.sum(present)
+def _log_prob(mixture: StudentMixture, v: Ensemble) -> Float[AnyArray, " particles"]:
+    return jax.vmap(mixture.log_prob)(v)
 
 
-def fit(rng: np.random.Generator, z: Ensemble, shape: Shape, room: int) -> StudentMixture:
-    """The mixture of this shape; `room`: components to make room for, one number for all that share the kernels."""
-    z, present = _padded(np.asarray(z))
-    return _fit(_numbers(rng, z, room), z, present, *_as(z.dtype, shape))
+def fit(rng: np.random.Generator, z: Ensemble, shape: Shape, room: int) -> Reference:
+    """The reference of this shape; `room`: components to make room for, one number for all that share the kernels."""
+    z = np.asarray(z)
+    warp = fit_warp(z, shape.given)
+    v, present = _padded(warp.straighten_all(z)[0])
+    return Reference(_fit(_numbers(rng, v, room), v, present, *_as(v.dtype, shape)), warp)
 
 
 def best_shape(rng: np.random.Generator, z: Ensemble, shapes: list[Shape], room: int) -> tuple[Shape, float]:
-    """The shape whose fit to three quarters of the particles gives the rest the highest density, and its mean log."""
-    z, present = _padded(np.asarray(z))
+    """The shape whose fit to three quarters of the particles gives the rest the highest density, and its mean log.
+
+    Each is tried as it is and, where particles that are straightened look more like a Gaussian, on those.
+    """
+    z = np.asarray(z)
     train = rng.random(len(z)) < 0.75
-    numbers = _numbers(rng, z, room)
-    scores = []
-    for shape in shapes:
-        mixture = _fit(numbers, z, present * train, *_as(z.dtype, shape))
-        scores.append(float(_mean_log_prob(mixture, z, present * ~train)))
-    best = int(np.argmax(scores))
-    return shapes[best], scores[best]
+    followed = choose_given(z[train], z[~train]) if train.any() and not train.all() else ()
+    tried: list[tuple[float, Shape]] = []
+    for given in dict.fromkeys([(), followed]):
+        warp = fit_warp(z[train], given)
+        v, log_jacobian = warp.straighten_all(z)
+        v, present = _padded(v)
+        numbers, of_fit = _numbers(rng, v, room), present * _filled(train, len(v))
+        for shape in shapes:
+            mixture = _fit(numbers, v, of_fit, *_as(v.dtype, shape))
+            log_prob = np.asarray(_log_prob(mixture, v))[: len(z)] + log_jacobian
+            tried.append((float(np.mean(log_prob[~train])), shape._replace(given=given)))
+    score, shape = max(tried, key=lambda pair: pair[0])
+    return shape, score
 
 
-def mean_log_prob(mixture: StudentMixture, z: Ensemble) -> float:
+def mean_log_prob(reference: Reference, z: Ensemble) -> float:
     """Over the particles z."""
-    return float(_mean_log_prob(mixture, *_padded(np.asarray(z))))
+    v, log_jacobian = reference.warp.straighten_all(np.asarray(z))
+    log_prob = np.asarray(_log_prob(reference.mixture, _padded(v)[0]))[: len(v)]
+    return float(np.mean(log_prob + log_jacobian))
 
 
-def labels(mixture: StudentMixture, z: Ensemble) -> np.ndarray:
+def labels(reference: Reference, z: Ensemble) -> np.ndarray:
     """The likeliest component of every particle."""
+    mixture, v = reference.mixture, reference.warp.straighten_all(np.asarray(z, float))[0]
     log_weights, means, whiteners = (
         np.asarray(a, float) for a in (mixture.log_weights, mixture.means, mixture.whiteners)
     )
-    df, d = float(mixture.df), z.shape[1]
-    joint = np.empty((len(z), len(means)))
+    df, d = float(mixture.df), v.shape[1]
+    joint = np.empty((len(v), len(means)))
     for k, (log_weight, mean, whitener) in enumerate(zip(log_weights, means, whiteners, strict=True)):
-        delta = (((z - mean) @ whitener.T) ** 2).sum(axis=1)
+        delta = (((v - mean) @ whitener.T) ** 2).sum(axis=1)
         joint[:, k] = log_weight + np.log(np.diag(whitener)).sum() - 0.5 * (df + d) * np.log1p(delta / df)
     return joint.argmax(axis=1)
 
 
-def _numbers(rng: np.random.Generator, z: np.ndarray, room: int) -> np.ndarray:
-    return rng.random((room, len(z))).astype(z.dtype)
+def _numbers(rng: np.random.Generator, v: np.ndarray, room: int) -> np.ndarray:
+    return rng.random((room, len(v))).astype(v.dtype)
 
 
 def _as(dtype, shape: Shape) -> list[np.ndarray]:
-    return [np.asarray(number, dtype) for number in shape]
+    return [np.asarray(number, dtype) for number in (shape.size, shape.df)]
 
 
-def _padded(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _padded(v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Filled up to a power of two, at least `LEAST_ROWS`, since each size is compiled; and which rows are particles."""
-    n = len(z)
+    n = len(v)
     size = max(LEAST_ROWS, 1 << (n - 1).bit_length())
-    filled = np.concatenate([z, np.repeat(z[:1], size - n, axis=0)])
-    return filled, (np.arange(size) < n).astype(z.dtype)
+    filled = np.concatenate([v, np.repeat(v[:1], size - n, axis=0)])
+    return filled, _filled(np.ones(n, bool), size).astype(v.dtype)
 
 
-def inflated(mixture: StudentMixture, factor) -> StudentMixture:
-    """The same mixture with every covariance multiplied by `factor`."""
-    return _mixture(mixture.log_weights, mixture.means, mixture.chols * factor**0.5, mixture.df)
+def _filled(rows: np.ndarray, size: int) -> np.ndarray:
+    return np.concatenate([rows, np.zeros(size - len(rows), bool)])
+
+
+def inflated(reference: Reference, factor) -> Reference:
+    """The same reference with the covariance of every component multiplied by `factor`."""
+    m = reference.mixture
+    return Reference(_mixture(m.log_weights, m.means, m.chols * factor**0.5, m.df), reference.warp)
 
 
 def _spread_centres(
@@ -230,11 +287,12 @@ def _spread_centres(
     return jax.lax.fori_loop(1, num_components, add, (centres, distance2))[0]
 
 
-def gaussian(mean, covariance, df: float, room: int) -> StudentMixture:
+def gaussian(mean, covariance, df: float, room: int) -> Reference:
     """One component, close to a Gaussian for a large `df`, with room for more."""
     d = len(mean)
     chol = np.linalg.cholesky(covariance + 1e-9 * np.trace(covariance) / d * np.eye(d))
     others = np.broadcast_to(np.eye(d), (room - 1, d, d))
     log_weights = np.concatenate([[0.0], np.full(room - 1, -np.inf)])
     means, chols = np.concatenate([[mean], np.zeros((room - 1, d))]), np.concatenate([[chol], others])
-    return _mixture(jnp.asarray(log_weights), jnp.asarray(means), jnp.asarray(chols), jnp.asarray(df, float))
+    mixture = _mixture(jnp.asarray(log_weights), jnp.asarray(means), jnp.asarray(chols), jnp.asarray(df, float))
+    return Reference(mixture, no_warp(d, mixture.means.dtype))

@@ -6,78 +6,90 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from enkg_ppl._refine._blocks import in_blocks
-from enkg_ppl._refine._reference import StudentMixture
-from enkg_ppl._types import Ensemble, Scalar, Vector
-
-
-def log_standard_normal(z: Vector) -> Scalar:
-    return -0.5 * jnp.sum(z**2) - 0.5 * z.shape[0] * jnp.log(2 * jnp.pi)
+from enkg_ppl._refine._reference import Reference
+from enkg_ppl._refine._space import Group, Space
+from enkg_ppl._types import AnyArray, Ensemble, Scalar, Vector
 
 
 class Start(eqx.Module):
-    """A proposal that covers the posterior: a fitted mixture with a share of the prior, so that no mode is lost."""
+    """A proposal that covers the posterior: a fitted mixture with a share of the prior, so that no mode is lost.
 
-    mixture: StudentMixture
+    Half of that share is N(0, I) in the coordinates of the positions: the prior too where those are z, and else the
+    conditional Gaussian at scales drawn from their prior.
+    """
+
+    reference: Reference
     prior_share: Scalar
 
-    def log_prob(self, z: Vector) -> Scalar:
+    def log_prob(self, position: Vector, log_prior: Scalar) -> Scalar:
+        normal = -0.5 * jnp.sum(position**2) - 0.5 * position.shape[0] * jnp.log(2 * jnp.pi)
+        broad = jnp.logaddexp(log_prior, normal) - jnp.log(2.0)
         return jnp.logaddexp(
-            jnp.log1p(-self.prior_share) + self.mixture.log_prob(z),
-            jnp.log(self.prior_share) + log_standard_normal(z),
+            jnp.log1p(-self.prior_share) + self.reference.log_prob(position), jnp.log(self.prior_share) + broad
         )
 
-    def sample(self, rng: np.random.Generator, num_particles: int, block: int) -> Ensemble:
-        """Draws with a stratified choice of components: each gets its share of the particles to the nearest one.
+    def sample(self, rng: np.random.Generator, num_particles: int, space: Space) -> Ensemble:
+        """Positions, with a stratified choice of components: each gets its share of the particles to the nearest one.
 
         In the order of the components, prior draws first, which systematic resampling keeps stratified.
         """
-        k, d = self.mixture.means.shape
-        dtype = self.mixture.means.dtype
+        mixture = self.reference.mixture
+        k, d = mixture.means.shape
+        dtype = mixture.means.dtype
         share = float(self.prior_share)
-        mixed = (1 - share) * np.exp(np.asarray(self.mixture.log_weights, float))
-        edges = np.cumsum(np.concatenate([[share], mixed]))
+        mixed = (1 - share) * np.exp(np.asarray(mixture.log_weights, float))
+        edges = np.cumsum(np.concatenate([[share / 2, share / 2], mixed]))
         places = (np.arange(num_particles) + rng.random()) / num_particles * edges[-1]
-        component = np.minimum(np.searchsorted(edges, places), k) - 1  # -1: the prior
-        chi2 = rng.chisquare(float(self.mixture.df), num_particles).astype(dtype)
+        component = np.minimum(np.searchsorted(edges, places), k + 1) - 2  # -2: the prior, -1: N(0, I)
+        chi2 = rng.chisquare(float(mixture.df), num_particles).astype(dtype)
         normals = rng.standard_normal((num_particles, d)).astype(dtype)
-        return in_blocks(_sample_start, block, (self.mixture,), component, chi2, normals)
+        position = in_blocks(_sample, space.block, (self.reference,), component, chi2, normals)
+        of_prior = component == -2
+        if of_prior.any():
+            position[of_prior] = space.positions(normals[of_prior])
+        return np.where((component == -1)[:, None], normals, position)
 
 
 @eqx.filter_jit
-def _sample_start(mixture: StudentMixture, component, chi2, normals) -> Ensemble:
+def _sample(reference: Reference, component, chi2, normals) -> Ensemble:
     def sample(component, chi2, u):
-        return jnp.where(component < 0, u, mixture.from_ellipse(u, jnp.maximum(component, 0), mixture.df / chi2))
+        return reference.from_ellipse(u, jnp.maximum(component, 0), reference.df / chi2)
 
     return jax.vmap(sample)(component, chi2, normals)
 
 
 class Target(eqx.Module):
-    """The tempered posterior between a start and the posterior, as a log density of (z, log likelihood).
+    """The tempered posterior between a start and the posterior, as a log density of particles.
 
-    ``log pi = (1 - beta) log q(z) + beta (log N(z; 0, I) + log L)``, where q is the prior itself (`start` None:
-    ordinary tempering of the likelihood) or a mixture that covers the posterior.
+    ``log pi = (1 - beta) log q + beta (log p + log L)``, where q is the prior p itself (`start` None: ordinary
+    tempering of the likelihood) or a mixture that covers the posterior.
     """
 
     beta: Scalar
     start: Start | None
 
-    def log_prob(self, z: Vector, log_likelihood: Scalar) -> Scalar:
+    def log_prob(self, particle: Group) -> Scalar:
+        position, log_prior, log_likelihood = particle
         # Where beta is 0 a likelihood of zero does not count yet.
         tempered = jnp.where(self.beta > 0, self.beta * log_likelihood, 0.0)
         if self.start is None:
-            return log_standard_normal(z) + tempered
-        return (1 - self.beta) * self.start.log_prob(z) + self.beta * log_standard_normal(z) + tempered
+            return log_prior + tempered
+        return (1 - self.beta) * self.start.log_prob(position, log_prior) + self.beta * log_prior + tempered
 
 
 @eqx.filter_jit
-def _log_weights(start: Start | None, z: Ensemble, log_likelihood):
+def _start_log_prob(start: Start, position: Ensemble, log_prior) -> Float[AnyArray, " particles"]:
+    return jax.vmap(start.log_prob)(position, log_prior)
+
+
+def log_weights(start: Start | None, group: Group, block: int) -> Float[np.ndarray, " particles"]:
+    """Log of posterior over start at every particle."""
     if start is None:
-        return log_likelihood
-    return jax.vmap(log_standard_normal)(z) - jax.vmap(start.log_prob)(z) + log_likelihood
-
-
-def log_weights(start: Start | None, z: Ensemble, log_likelihood, block: int):
-    """Log of posterior over start at every particle, shape (particles,)."""
-    return in_blocks(_log_weights, block, (start,), z, log_likelihood)
+        return np.asarray(group.log_likelihood)
+    density = in_blocks(_start_log_prob, block, (start,), group.position, group.log_prior)
+    # Where the prior is zero, so is the posterior.
+    possible = np.isfinite(group.log_prior)
+    return np.where(possible, group.log_prior - density, -np.inf) + group.log_likelihood

@@ -10,13 +10,14 @@ from jaxtyping import Float
 
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._posterior import Posterior
+from enkg_ppl._problem import InverseProblem
 from enkg_ppl._refine._base import Progress, Refinement, check_halves, host_rng, standardised
 from enkg_ppl._refine._blocks import block_size
 from enkg_ppl._refine._coordinates import decode_all, encode_all
 from enkg_ppl._refine._linearised import simulated_reference
 from enkg_ppl._refine._mixing import DFS, Cycles, best_fit, mix, most_components
-from enkg_ppl._refine._moves import Group
-from enkg_ppl._refine._reference import Shape, StudentMixture, fit, inflated, mean_log_prob
+from enkg_ppl._refine._reference import Reference, fit, inflated, mean_log_prob
+from enkg_ppl._refine._space import Group, Space, best_space, scales, simulated
 from enkg_ppl._refine._target import Start, Target, log_weights
 from enkg_ppl._types import Ensemble, Key
 
@@ -107,20 +108,24 @@ class TemperedSMC(Refinement):
         room = most_components(num_particles // 2, problem.dim, self.num_components)
         linearised = simulated_reference(evaluate, problem, room)
         dtype = problem.prior.location.dtype
-        tempering = _Tempering(self, host_rng(key), evaluate, room, linearised, problem.dim, dtype, progress)
-        start, stage, runs = None, 0, []
+        shared = host_rng(key), evaluate, room, linearised, problem
+        tempering = _Tempering(self, *shared, dtype, progress)
+        space, start, stage, runs = Space(evaluate), None, 0, []
         if guided is not None:
-            start = tempering.start_from(encode_all(problem.prior, guided, evaluate.batch_size), 0)
+            space, start = tempering.start_from(encode_all(problem.prior, guided, evaluate.batch_size), 0)
         reserve = RESERVE * num_particles
         scouts = self._scouts(problem.dim)
         if scouts < num_particles and evaluate.remaining >= reserve + RESERVE_SCOUTS * scouts:
             tempering.say(0.0, f"{scouts} scouts")
-            runs.append(tempering.run(scouts, start, stage, reserve))
-            start, stage = tempering.start_from(runs[0].ensemble.z, 1), 1
-        runs.append(tempering.run(num_particles, start, stage, None))
+            runs.append(tempering.run(scouts, space, start, stage, reserve))
+            z, _ = space.latents(runs[0].ensemble.position)
+            space, start = tempering.start_from(z, 1)
+            stage = 1
+        runs.append(tempering.run(num_particles, space, start, stage, None))
         last = runs[-1]
         levels = [level for run in runs for level in run.levels]
-        x = decode_all(problem.prior, last.ensemble.z, evaluate.batch_size)
+        z, _ = space.latents(last.ensemble.position)
+        x = decode_all(problem.prior, z, evaluate.batch_size)
         return Posterior(
             draws=x,
             log_likelihood=last.ensemble.log_likelihood,
@@ -152,28 +157,55 @@ class _Tempering:
     rng: np.random.Generator
     evaluate: Evaluator
     room: int  # for components of a mixture
-    linearised: StudentMixture | None
-    dim: int
+    linearised: Reference | None
+    problem: InverseProblem
     dtype: np.dtype
     progress: Progress | None
+    scales: tuple[int, ...] = ()  # coordinates that others' coordinates are given
 
     def say(self, fraction: float, words: str) -> None:
         if self.progress is not None:
             self.progress(fraction, words)
 
-    def start_from(self, z: Ensemble, stage: int) -> Start:
-        """What covers an ensemble, guided (stage 0) or scouts (1): a mixture, or the linearised posterior if better."""
+    def space_for(self, z: Ensemble, stage: int) -> Space:
+        """The coordinates that suit an ensemble; once there is a reason to leave z, its particles are simulated."""
+        evaluate, free_values = self.evaluate, self.problem.free_values
+        if stage == 0 and evaluate.simulated is not None:
+            x, response = evaluate.simulated
+            z_of_pairs = encode_all(self.problem.prior, x, evaluate.batch_size)
+            pairs = simulated(evaluate, free_values, z_of_pairs, response)
+            self.scales = () if pairs is None else scales(evaluate, free_values, pairs)
+        elif self.scales and evaluate.remaining >= len(z):
+            pairs = simulated(evaluate, free_values, z, evaluate.log_likelihood_and_response(z)[1])
+        else:
+            pairs = None
+        if pairs is None or not self.scales:
+            return Space(evaluate)
+        return best_space(self.rng, evaluate, free_values, z, pairs, self.scales, prefer=stage == 0)
+
+    def start_from(self, z: Ensemble, stage: int) -> tuple[Space, Start]:
+        """What covers an ensemble, guided (stage 0) or scouts (1): a mixture, or the linearised posterior if better.
+
+        And the coordinates that suit the ensemble.
+        """
         inflation = self.settings.inflation
         # As an array: a Python number would be part of the program, and every kernel be compiled for each share.
         share = np.asarray(self.settings.prior_share[stage], self.dtype)
-        shape, score = best_fit(self.rng, z, self.settings.num_components, self.room)
-        if self.linearised is not None and mean_log_prob(self.linearised, z) > score:
-            return Start(inflated(self.linearised, inflation[1]), share)
+        space = self.space_for(z, stage)
+        position = space.positions(z)
+        shape, score = best_fit(self.rng, position, self.settings.num_components, self.room)
+        linearised = self.linearised_in(space)
+        if linearised is not None and mean_log_prob(linearised, z) > score:
+            return space, Start(inflated(linearised, inflation[1]), share)
         # Heavy tails, whatever fits best: what the start leaves out, weights cannot bring back.
-        mixture = fit(self.rng, z, Shape(shape.size, DFS[0]), self.room)
-        return Start(inflated(mixture, inflation[stage]), share)
+        mixture = fit(self.rng, position, shape._replace(df=DFS[0]), self.room)
+        return space, Start(inflated(mixture, inflation[stage]), share)
 
-    def run(self, n: int, start: Start | None, stage: int, reserve: int | None) -> _Run:
+    def linearised_in(self, space: Space) -> Reference | None:
+        """Of use only where positions are z."""
+        return self.linearised if space.conditional is None else None
+
+    def run(self, n: int, space: Space, start: Start | None, stage: int, reserve: int | None) -> _Run:
         """Temper `n` particles from the start to the posterior.
 
         `reserve`: evaluations to leave for the run that follows; None where this is the last one.
@@ -181,21 +213,21 @@ class _Tempering:
         evaluate, rng, target_ess = self.evaluate, self.rng, self.settings.target_ess[stage]
         block, last, reserve = evaluate.batch_size, reserve is None, reserve or 0
         if start is None:
-            z = rng.standard_normal((n, self.dim)).astype(self.dtype)
+            position = rng.standard_normal((n, self.problem.dim)).astype(self.dtype)
         else:
-            z = start.sample(rng, n, block)
-        log_likelihood = evaluate.log_likelihood(z)
-        if not np.isfinite(log_likelihood).any():
+            position = start.sample(rng, n, space)
+        ensemble = space.group(position)
+        if not np.isfinite(ensemble.log_likelihood).any():
             raise ValueError(
                 f"the likelihood is zero or not finite at all {n} starting particles: check the "
                 "simulator and the data, widen the observation noise, or use more particles"
             )
-        run = _Run(Group(z, log_likelihood), 0.0, [], np.zeros(n))
+        run = _Run(ensemble, 0.0, [], np.zeros(n))
         beta, cost = 0.0, 4 * n  # of a level; the first is a guess
         while beta < 1:
             before = evaluate.count
             affordable = evaluate.remaining - reserve >= cost
-            weights = log_weights(start, *run.ensemble, block)
+            weights = log_weights(start, run.ensemble, block)
             step, ess = _step(weights, 1 - beta, target_ess if affordable else 0.0)
             if not affordable and not (last and step >= 1 - beta and ess >= target_ess):
                 run.stopped_at = beta
@@ -208,7 +240,7 @@ class _Tempering:
             cycles = self._cycles(end=last and beta == 1)
             target = Target(np.asarray(beta, self.dtype), start)
             run.ensemble, mixed = mix(
-                rng, evaluate, target, run.ensemble, cycles, reference=self.linearised, reserve=reserve
+                rng, space, target, run.ensemble, cycles, reference=self.linearised_in(space), reserve=reserve
             )
             cost = evaluate.count - before
             level = {"beta": beta, "ess": ess, "num_particles": n, "evaluations": cost}
