@@ -210,7 +210,9 @@ def walk(y=None):
 
 def counts(y=None):
     mean = numpyro.sample("mean", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    shift = numpyro.sample("shift", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
     numpyro.sample("y", dist.Poisson(jnp.exp(mean)).to_event(1), obs=y)
+    numpyro.sample("x", dist.Normal(shift, 1.0).to_event(1), obs=y)
 
 
 def regression(y=None):
@@ -224,7 +226,7 @@ def by_hand(y=None):
     tau = numpyro.sample("tau", dist.HalfNormal(1.0))
     raw = numpyro.sample("raw", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
     theta = numpyro.deterministic("theta", mu + tau * raw)
-    numpyro.deterministic("odds", jnp.exp(theta[0]))  # a report that decides nothing
+    numpyro.deterministic("odds", jnp.exp(mu))  # a report that decides nothing
     numpyro.sample("y", dist.Normal(theta, 0.5).to_event(1), obs=y)
 
 
@@ -235,8 +237,9 @@ def by_hand(y=None):
         (walk, jnp.ones(4), (0,)),
         (counts, jnp.ones(3), ()),
         (regression, jnp.ones(4), (2,)),
+        (by_hand, jnp.ones(3), (1,)),
     ],
-    ids=["hierarchy", "walk", "counts", "regression"],
+    ids=["hierarchy", "walk", "counts", "regression", "by-hand"],
 )
 def test_scales_are_told_from_the_rest(model, data, expected):
     """Scales of others and of the noise; not what the noise of a count depends on, its own mean."""
@@ -256,10 +259,10 @@ def test_coordinates_are_chosen_by_the_particles(problem, pairs):
     rest = [MU, *range(3, problem.dim)]
     for row in z:
         row[rest] = rng.multivariate_normal(*exact_conditional(row))
-    space = best_space(rng, evaluate, problem.free_values, z, pairs, (TAU, NOISE), prefer=False)
+    space = best_space(rng, evaluate, problem.free_values, z, pairs, (TAU, NOISE))
     assert space.conditional is not None
     plain = rng.standard_normal((400, problem.dim))
-    space = best_space(rng, evaluate, problem.free_values, plain, pairs, (TAU, NOISE), prefer=False)
+    space = best_space(rng, evaluate, problem.free_values, plain, pairs, (TAU, NOISE))
     assert space.conditional is None
 
 

@@ -185,14 +185,11 @@ def best_space(
     z: Ensemble,
     pairs: Simulated,
     given: tuple[int, ...],
-    *,
-    prefer: bool,
 ) -> Space:
     """z, or the coordinates in which these particles look most like a (straightened) Gaussian.
 
     `pairs`: what the conditional Gaussian is fitted to; `given`: what it is conditional on at least. Other unknowns
-    join these one by one, where that raises the density of held-out particles. `prefer`: whether to leave z in any
-    case, since the particles do not say what the posterior looks like.
+    join these one by one, where that raises the density of held-out particles.
     """
     train = rng.random(len(z)) < 0.75
 
@@ -208,8 +205,6 @@ def best_space(
         return space, held_out(position[train], position[~train], followed) + log_jacobian[~train]
 
     best, density = attempt(given)
-    if prefer:
-        return best
     plain, of_plain = attempt(None)
     while len(given) < min(MOST_GIVEN, z.shape[1] - 1):
         others = {j: attempt((*given, j)) for j in candidates(np.asarray(z, float)) if j not in given}

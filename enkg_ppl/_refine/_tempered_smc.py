@@ -6,22 +6,21 @@ import dataclasses
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Float
 
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._posterior import Posterior
-from enkg_ppl._problem import InverseProblem
 from enkg_ppl._refine._base import Progress, Refinement, check_halves, host_rng, standardised
 from enkg_ppl._refine._blocks import block_size
 from enkg_ppl._refine._coordinates import decode_all, encode_all
 from enkg_ppl._refine._linearised import simulated_reference
-from enkg_ppl._refine._mixing import DFS, Cycles, best_fit, mix, most_components
-from enkg_ppl._refine._reference import Reference, fit, inflated, mean_log_prob
-from enkg_ppl._refine._space import Group, Space, best_space, scales, simulated
+from enkg_ppl._refine._mixing import Cycles, mix, most_components
+from enkg_ppl._refine._reference import Reference
+from enkg_ppl._refine._space import Group, Space
+from enkg_ppl._refine._starts import Starts
+from enkg_ppl._refine._steps import largest_step, log_mean_exp, systematic
 from enkg_ppl._refine._target import Start, Target, log_weights
 from enkg_ppl._types import Ensemble, Key
 
-NUM_BISECTIONS = 60
 PAIRS = ("target_ess", "max_correlation", "min_cycles", "max_cycles", "prior_share", "inflation")
 LEAST_SCOUTS, SCOUTS_PER_DIM = 512, 8
 # Evaluations a particle that are kept for the whole ensemble, and that scouts must at least have, to be sent.
@@ -108,18 +107,19 @@ class TemperedSMC(Refinement):
         room = most_components(num_particles // 2, problem.dim, self.num_components)
         linearised = simulated_reference(evaluate, problem, room)
         dtype = problem.prior.location.dtype
-        shared = host_rng(key), evaluate, room, linearised, problem
-        tempering = _Tempering(self, *shared, dtype, progress)
+        rng = host_rng(key)
+        tempering = _Tempering(self, rng, evaluate, room, linearised, problem.dim, dtype, progress)
+        starts = Starts(rng, evaluate, problem, linearised, self.num_components, room, self.prior_share, self.inflation)
         space, start, stage, runs = Space(evaluate), None, 0, []
         if guided is not None:
-            space, start = tempering.start_from(encode_all(problem.prior, guided, evaluate.batch_size), 0)
+            space, start = starts.from_guided(encode_all(problem.prior, guided, evaluate.batch_size))
         reserve = RESERVE * num_particles
         scouts = self._scouts(problem.dim)
         if scouts < num_particles and evaluate.remaining >= reserve + RESERVE_SCOUTS * scouts:
             tempering.say(0.0, f"{scouts} scouts")
             runs.append(tempering.run(scouts, space, start, stage, reserve))
             z, _ = space.latents(runs[0].ensemble.position)
-            space, start = tempering.start_from(z, 1)
+            space, start = starts.from_scouts(z)
             stage = 1
         runs.append(tempering.run(num_particles, space, start, stage, None))
         last = runs[-1]
@@ -158,52 +158,13 @@ class _Tempering:
     evaluate: Evaluator
     room: int  # for components of a mixture
     linearised: Reference | None
-    problem: InverseProblem
+    dim: int
     dtype: np.dtype
     progress: Progress | None
-    scales: tuple[int, ...] = ()  # coordinates that others' coordinates are given
 
     def say(self, fraction: float, words: str) -> None:
         if self.progress is not None:
             self.progress(fraction, words)
-
-    def space_for(self, z: Ensemble, stage: int) -> Space:
-        """The coordinates that suit an ensemble; once there is a reason to leave z, its particles are simulated."""
-        evaluate, free_values = self.evaluate, self.problem.free_values
-        if stage == 0 and evaluate.simulated is not None:
-            x, response = evaluate.simulated
-            z_of_pairs = encode_all(self.problem.prior, x, evaluate.batch_size)
-            pairs = simulated(evaluate, free_values, z_of_pairs, response)
-            self.scales = () if pairs is None else scales(evaluate, free_values, pairs)
-        elif self.scales and evaluate.remaining >= len(z):
-            pairs = simulated(evaluate, free_values, z, evaluate.log_likelihood_and_response(z)[1])
-        else:
-            pairs = None
-        if pairs is None or not self.scales:
-            return Space(evaluate)
-        return best_space(self.rng, evaluate, free_values, z, pairs, self.scales, prefer=stage == 0)
-
-    def start_from(self, z: Ensemble, stage: int) -> tuple[Space, Start]:
-        """What covers an ensemble, guided (stage 0) or scouts (1): a mixture, or the linearised posterior if better.
-
-        And the coordinates that suit the ensemble.
-        """
-        inflation = self.settings.inflation
-        # As an array: a Python number would be part of the program, and every kernel be compiled for each share.
-        share = np.asarray(self.settings.prior_share[stage], self.dtype)
-        space = self.space_for(z, stage)
-        position = space.positions(z)
-        shape, score = best_fit(self.rng, position, self.settings.num_components, self.room)
-        linearised = self.linearised_in(space)
-        if linearised is not None and mean_log_prob(linearised, z) > score:
-            return space, Start(inflated(linearised, inflation[1]), share)
-        # Heavy tails, whatever fits best: what the start leaves out, weights cannot bring back.
-        mixture = fit(self.rng, position, shape._replace(df=DFS[0]), self.room)
-        return space, Start(inflated(mixture, inflation[stage]), share)
-
-    def linearised_in(self, space: Space) -> Reference | None:
-        """Of use only where positions are z."""
-        return self.linearised if space.conditional is None else None
 
     def run(self, n: int, space: Space, start: Start | None, stage: int, reserve: int | None) -> _Run:
         """Temper `n` particles from the start to the posterior.
@@ -212,8 +173,9 @@ class _Tempering:
         """
         evaluate, rng, target_ess = self.evaluate, self.rng, self.settings.target_ess[stage]
         block, last, reserve = evaluate.batch_size, reserve is None, reserve or 0
+        linearised = self.linearised if space.conditional is None else None  # it is one of z
         if start is None:
-            position = rng.standard_normal((n, self.problem.dim)).astype(self.dtype)
+            position = rng.standard_normal((n, self.dim)).astype(self.dtype)
         else:
             position = start.sample(rng, n, space)
         ensemble = space.group(position)
@@ -228,20 +190,18 @@ class _Tempering:
             before = evaluate.count
             affordable = evaluate.remaining - reserve >= cost
             weights = log_weights(start, run.ensemble, block)
-            step, ess = _step(weights, 1 - beta, target_ess if affordable else 0.0)
+            step, ess = largest_step(weights, 1 - beta, target_ess if affordable else 0.0)
             if not affordable and not (last and step >= 1 - beta and ess >= target_ess):
                 run.stopped_at = beta
             beta = 1.0 if step >= 1 - beta else beta + step
             run.log_weights = np.where(np.isfinite(weights), step * weights, -np.inf)
-            run.log_evidence += _log_mean_exp(run.log_weights)
-            chosen = _systematic(rng.random(), run.log_weights)
+            run.log_evidence += log_mean_exp(run.log_weights)
+            chosen = systematic(rng.random(), run.log_weights)
             chosen = chosen[rng.permutation(n)]  # the halves of the ensemble must not sort the particles
             run.ensemble = Group(*(a[chosen] for a in run.ensemble))
             cycles = self._cycles(end=last and beta == 1)
             target = Target(np.asarray(beta, self.dtype), start)
-            run.ensemble, mixed = mix(
-                rng, space, target, run.ensemble, cycles, reference=self.linearised_in(space), reserve=reserve
-            )
+            run.ensemble, mixed = mix(rng, space, target, run.ensemble, cycles, reference=linearised, reserve=reserve)
             cost = evaluate.count - before
             level = {"beta": beta, "ess": ess, "num_particles": n, "evaluations": cost}
             run.levels.append(level | dataclasses.asdict(mixed))
@@ -270,36 +230,3 @@ def _evidence_error(levels: list[dict[str, float]], num_particles: int) -> float
     An upper bound at a step from a start, whose draws are stratified. Del Moral, Doucet & Jasra (2006), section 3.2.1.
     """
     return float(np.sqrt(sum(1 / level["ess"] - 1 for level in levels) / num_particles))
-
-
-def _log_mean_exp(a: Float[np.ndarray, " particles"]) -> float:
-    top = a.max()
-    return float(top + np.log(np.mean(np.exp(a - top))))
-
-
-def _ess(a: Float[np.ndarray, " particles"]) -> float:
-    """Effective sample size of log weights, as a share of the particles."""
-    w = np.exp(a - a.max())
-    return float(w.sum() ** 2 / (w**2).sum() / len(w))
-
-
-def _step(weights: Float[np.ndarray, " particles"], room: float, target_ess: float) -> tuple[float, float]:
-    """How far beta may rise until the effective sample size falls to the target, by bisection; and that size."""
-    finite = np.isfinite(weights)
-    values = np.asarray(weights[finite], float)
-    share = len(values) / len(weights)
-    # Particles of zero likelihood are gone at any beta > 0: the target counts from those that are left.
-    if target_ess == 0 or _ess(room * values) >= target_ess:
-        return room, share * _ess(room * values)
-    low, high = 0.0, room
-    for _ in range(NUM_BISECTIONS):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if _ess(middle * values) >= target_ess else (low, middle)
-    return max(low, float(np.finfo(weights.dtype).tiny)), share * _ess(low * values)
-
-
-def _systematic(offset: float, log_weights: Float[np.ndarray, " particles"]):
-    """Indices of a systematic resample: n equally spaced points, one random offset in [0, 1)."""
-    n = len(log_weights)
-    w = np.exp(log_weights - log_weights.max())
-    return np.minimum(np.searchsorted(np.cumsum(w) / w.sum(), (np.arange(n) + offset) / n), n - 1)
