@@ -58,6 +58,9 @@ help:
 demo: $(VENV)/.demo
 	@$(BIN)/python -m models.lynx_hare
 
+# Most of the tests' time is spent compiling: here in haste. test-all compiles as users do.
+test: export XLA_FLAGS ?= --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \
+	--xla_cpu_use_fusion_emitters=false
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
 

@@ -1,6 +1,7 @@
 """Settings and fixtures for every test: 64-bit floats, no silent rank promotion, reproducible examples."""
 
 import datetime
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -52,6 +53,20 @@ def shared_data() -> Callable[[str], Path]:
         return found
 
     return find
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_do_not_pile_up():
+    """JAX keeps what it compiled: over a few hundred tests gigabytes, and memory mappings until Linux gives no more.
+
+    A process may have 65,530 mappings; past them the compiler crashes. Clearing costs the next tests the few programs
+    that they would have shared, hence not after every file. Memory goes with the mappings: 15,000 come with 3 GB.
+    """
+    yield
+    mappings = Path("/proc/self/maps")  # on Linux only, as is the limit
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > 15_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 def _silence_arviz_announcement() -> None:

@@ -67,7 +67,7 @@ def test_posterior_predictive_in_three_ways(enkg):
     by_chain = Predictive(regression, grouped, batch_ndims=2)(jr.key(1), X)["y"]
     assert in_turn.shape == at_once.shape == (2 * J, 20)
     assert by_chain.shape == (2, J, 20)
-    np.testing.assert_allclose(in_turn, at_once, rtol=1e-12)
+    np.testing.assert_allclose(in_turn, at_once, rtol=1e-12, atol=1e-13)
     # 20 means of 512 replicated data, each with the noise of the data and of the posterior
     assert np.abs(in_turn.mean(0) - Y).max() < 4 * 0.6
 
@@ -110,7 +110,9 @@ def test_loo_and_compare_with_a_nuts_fit(enkg, nuts):
         one, other = az.loo(ours), az.loo(theirs)
     assert set(table.index) == {"enkg", "nuts"}
     elpd = "elpd_loo" if hasattr(one, "elpd_loo") else "elpd"  # ArviZ 0.23 and 1.x
-    assert abs(getattr(one, elpd) - getattr(other, elpd)) < 0.5  # nats; the sd of either's Monte Carlo error is 0.1
+    assert (
+        abs(getattr(one, elpd) - getattr(other, elpd)) < 0.9
+    )  # nats; over six seeds either had a Monte Carlo sd of 0.13
 
 
 @pytest.mark.parametrize("plot", ["plot_trace", "plot_forest", "plot_rank", "plot_ess", "plot_autocorr", "plot_pair"])

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from jax.scipy.linalg import solve_triangular
 from jaxtyping import ArrayLike, Float, Int
 from numpyro.contrib.control_flow import scan
 from numpyro.distributions.transforms import OrderedTransform
@@ -88,7 +89,7 @@ def admissions_by_beta(applied: Int[ArrayLike, "6 2"], admitted: Int[ArrayLike, 
     correlation = jnp.asarray(numpyro.deterministic("correlation", 2 * share - 1))
     raw = jnp.asarray(numpyro.sample("raw", dist.Normal(0.0, 1.0).expand([6, 2]).to_event(2)))
     second = correlation * raw[:, 0] + jnp.sqrt(1 - correlation**2) * raw[:, 1]
-    effects = numpyro.deterministic("effects", mean + sd * jnp.stack([raw[:, 0], second], axis=1))
+    effects = numpyro.deterministic("effects", mean[None] + sd[None] * jnp.stack([raw[:, 0], second], axis=1))
     logits = jnp.asarray(effects)[:, :1] + jnp.asarray(effects)[:, 1:] * jnp.array([[1.0, 0.0]])
     numpyro.sample("admitted", dist.Binomial(applied, logits=logits).to_event(2), obs=admitted)
 
@@ -103,21 +104,21 @@ def horseshoe(X: Float[ArrayLike, "data 6"], y: Float[ArrayLike, " data"] | None
     numpyro.sample("y", dist.Normal(jnp.asarray(X) @ beta, precision**-0.5).to_event(1), obs=y)
 
 
-def horseshoe_of_mixtures(X: Float[ArrayLike, "data 6"], y: Float[ArrayLike, " data"] | None = None) -> None:
-    """`horseshoe`, every half-Cauchy as a half-normal times the root of an inverse gamma, whose tails are lighter."""
+def horseshoe_by_scales(X: Float[ArrayLike, "data 6"], y: Float[ArrayLike, " data"]) -> None:
+    """`horseshoe`, its coefficients integrated out: they are Gaussian given the scales and the data.
 
-    def half_cauchy(name, scale, shape):
-        normal = jnp.asarray(numpyro.sample(f"{name}_normal", dist.HalfNormal(1.0).expand(shape).to_event(len(shape))))
-        gamma = dist.InverseGamma(0.5, 0.5).expand(shape).to_event(len(shape))
-        return numpyro.deterministic(
-            name, scale * normal * jnp.sqrt(jnp.asarray(numpyro.sample(f"{name}_gamma", gamma)))
-        )
-
-    local, common = half_cauchy("local", 1.0, [6]), half_cauchy("common", 0.5, [])
+    ``raw`` is left to its prior, and drawing it is drawing them.
+    """
+    local = jnp.asarray(numpyro.sample("local", dist.HalfCauchy(1.0).expand([6]).to_event(1)))
+    common = jnp.asarray(numpyro.sample("common", dist.HalfCauchy(0.5)))
     raw = jnp.asarray(numpyro.sample("raw", dist.Normal(0.0, 1.0).expand([6]).to_event(1)))
-    beta = jnp.asarray(numpyro.deterministic("beta", common * local * raw))
     precision = jnp.asarray(numpyro.sample("precision", dist.Gamma(3.0, 1.0)))
-    numpyro.sample("y", dist.Normal(jnp.asarray(X) @ beta, precision**-0.5).to_event(1), obs=y)
+    y, scaled = jnp.asarray(y), jnp.asarray(X) * (common * local)[None, :]
+    L = jnp.linalg.cholesky(jnp.eye(6) + precision * scaled.T @ scaled)
+    whitened = solve_triangular(L, precision * scaled.T @ y, lower=True)
+    numpyro.deterministic("beta", common * local * solve_triangular(L, whitened + raw, lower=True, trans=1))
+    covariance = jnp.eye(len(y)) / precision + scaled @ scaled.T
+    numpyro.sample("y", dist.MultivariateNormal(jnp.zeros(len(y)), covariance), obs=y)
 
 
 def local_level(y: Float[ArrayLike, " times"] | None = None, *, num_times: int = 16) -> None:
@@ -216,7 +217,7 @@ def everyday() -> dict[str, Everyday]:
         "eight_schools_centered": Everyday(eight_schools_centered, *schools, both, eight_schools_noncentered),
         "baseball": Everyday(baseball, *hits, ("loc", "scale", "logit"), baseball_noncentered),
         "admissions": Everyday(admissions, *admitted, ("mean", "sd", "correlation", "effects"), admissions_by_beta),
-        "horseshoe": Everyday(horseshoe, *_horseshoe_data(), ("beta", "common", "precision"), horseshoe_of_mixtures),
+        "horseshoe": Everyday(horseshoe, *_horseshoe_data(), ("beta", "common", "precision"), horseshoe_by_scales),
         "local_level": Everyday(local_level, *_local_level_data(), ("step", "noise", "level")),
         "ordinal": Everyday(ordinal, *_ordinal_data(), ("slope", "cuts")),
         "occupancy": Everyday(occupancy, *_occupancy_data(), ("absent", "rate")),
