@@ -27,7 +27,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint lint-check lint-format lint-types format hooks clean
+.PHONY: help demo test test-slow test-all lint lint-check lint-format lint-types format hooks clean
 
 ifneq (,$(filter-out help clean,$(MAKECMDGOALS)))
 FOUND := $(shell "$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; print("%d.%d %s" % (v + (v >= (3, 11),)))' 2>/dev/null)
@@ -47,6 +47,7 @@ endif
 help:
 	@echo 'make demo      a worked problem, start to finish'
 	@echo 'make test      the tests but for the slowest; ARGS goes to pytest, as in: make test ARGS="-k flow"'
+	@echo 'make test-slow the slowest tests'
 	@echo 'make test-all  all the tests'
 	@echo 'make lint      ruff and pyright'
 	@echo 'make format    let ruff mend what it can'
@@ -58,11 +59,14 @@ help:
 demo: $(VENV)/.demo
 	@$(BIN)/python -m models.lynx_hare
 
-# Most of the tests' time is spent compiling: here in haste. test-all compiles as users do.
+# Most of the tests' time is spent compiling: here in haste. test-slow and test-all compile as users do.
 test: export XLA_FLAGS ?= --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \
 	--xla_cpu_use_fusion_emitters=false
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.test
+	@$(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
 
 test-all: $(VENV)/.test
 	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)

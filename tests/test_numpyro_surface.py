@@ -106,13 +106,14 @@ def test_loo_and_compare_with_a_nuts_fit(enkg, nuts):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # ArviZ 0.23 on pandas 3
         warnings.filterwarnings("ignore", "The inplace keyword")
+        # One datum has a k of .4 to .65 with 4,000 draws of NUTS, about what ArviZ admits for 512.
+        warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto")
         table = az.compare({"enkg": ours, "nuts": theirs})
         one, other = az.loo(ours), az.loo(theirs)
     assert set(table.index) == {"enkg", "nuts"}
     elpd = "elpd_loo" if hasattr(one, "elpd_loo") else "elpd"  # ArviZ 0.23 and 1.x
-    assert (
-        abs(getattr(one, elpd) - getattr(other, elpd)) < 0.9
-    )  # nats; over six seeds either had a Monte Carlo sd of 0.13
+    # In nats; over six seeds either had a Monte Carlo sd of 0.13.
+    assert abs(getattr(one, elpd) - getattr(other, elpd)) < 0.9
 
 
 @pytest.mark.parametrize("plot", ["plot_trace", "plot_forest", "plot_rank", "plot_ess", "plot_autocorr", "plot_pair"])
