@@ -84,7 +84,7 @@ CASES = {
     ),
     "RelaxedBernoulli": (dist.RelaxedBernoulli(0.8, 0.3), vector),
 }
-# One of each kind; the others wait for `make test-all`, since each is compiled at some length.
+# One of each kind; the others wait for `make test-slow`, since each is compiled at some length.
 PROMPT = ("Dirichlet", "LKJCholesky", "MultivariateStudentT", "GaussianRandomWalk")
 
 
