@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import time
 import warnings
@@ -10,34 +9,28 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, Literal
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from numpyro.diagnostics import print_summary, summary
 from numpyro.infer import MCMC
 
-from enkg_ppl._blackbox import raise_host_failure
 from enkg_ppl._correction import Correction
-from enkg_ppl._diagnostics import Diagnostics, diagnose
+from enkg_ppl._diagnostics import Diagnostics
 from enkg_ppl._ensembles import METHODS, EnsembleMethod, Meeting, run_ensembles
-from enkg_ppl._field_diagnostics import NUM_PRIOR_DRAWS, check_ensemble
-from enkg_ppl._forward import Evaluator, ensemble_forward
+from enkg_ppl._forward import Evaluator
 from enkg_ppl._infer import LEAST, Progress, infer
+from enkg_ppl._numpyro._arguments import as_typed_key, check_count, check_extra_fields, refuse_unknown
 from enkg_ppl._numpyro._model import NumPyroModel
-from enkg_ppl._numpyro._observation import Observation
+from enkg_ppl._numpyro._predict import predict, sample_observed
 from enkg_ppl._numpyro._refusals import ModelError
-from enkg_ppl._numpyro._response import ranks_may_differ
-from enkg_ppl._numpyro._simulator import Simulator
+from enkg_ppl._numpyro._result import Result, collect
 from enkg_ppl._numpyro._traced import TracedResult, is_traced, run_traced
 from enkg_ppl._posterior import Posterior
-from enkg_ppl._prior import GaussianPrior, Prior
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._progress import ProgressBar
 from enkg_ppl._refine import Refinement
 from enkg_ppl._refine._blocks import block_size
-from enkg_ppl._refine._coordinates import decode_all, encode_all
 from enkg_ppl._schedule import Schedule
 
 MAX_LISTED = 64  # entries of a diffusion prior's site that a summary lists one by one
@@ -83,12 +76,12 @@ class EnKG(MCMC):
         **unknown: Any,
     ):
         # MCMC.__init__ sets up chains of a kernel; there is none here, so it is not called.
-        _refuse_unknown(unknown)
+        refuse_unknown(unknown)
         if not callable(model):
             raise TypeError(f"EnKG needs a NumPyro model, a function with sample statements; got {model!r}")
         least = 4 if refine is not None else 2
-        _check_count("num_particles", num_particles, least, "ensembles are split in two halves of at least 2 particles")
-        _check_count("num_ensembles", num_ensembles, 1, "each ensemble is a chain")
+        check_count("num_particles", num_particles, least, "ensembles are split in two halves of at least 2 particles")
+        check_count("num_ensembles", num_ensembles, 1, "each ensemble is a chain")
         if ensemble_method not in METHODS:
             raise ValueError(f"ensemble_method must be one of {', '.join(METHODS)}; got {ensemble_method!r}")
         if not (refine is None or refine == "auto" or isinstance(refine, Refinement)):
@@ -106,7 +99,7 @@ class EnKG(MCMC):
         self.refine: Any = refine
         self.progress_bar = progress_bar
         if max_forward_evaluations is not None:
-            _check_count("max_forward_evaluations", max_forward_evaluations, 1, "a budget for the whole run, or None")
+            check_count("max_forward_evaluations", max_forward_evaluations, 1, "a budget for the whole run, or None")
         self.max_forward_evaluations = max_forward_evaluations
         self.chunk_size = chunk_size
         # What readers of an MCMC look at.
@@ -114,7 +107,7 @@ class EnKG(MCMC):
         self.num_chains, self.num_samples, self.thinning = num_ensembles, num_particles, 1
         self._args: tuple = ()
         self._kwargs: dict[str, Any] = {}
-        self._result: _Result | TracedResult | None = None
+        self._result: Result | TracedResult | None = None
 
     def __repr__(self) -> str:
         done = "not run yet" if self._result is None else f"{self.num_forward_evaluations:,} forward evaluations"
@@ -134,12 +127,12 @@ class EnKG(MCMC):
         Raises `ModelError` (a `ValueError`) where the model cannot be inferred, `BlackBoxError` where a black box
         fails, `TypeError` for arguments that the model does not take. Warns where a diagnostic trips.
         """
-        _check_extra_fields(extra_fields)
+        check_extra_fields(extra_fields)
         if is_traced(rng_key, args, kwargs):
-            self._result = run_traced(self, _as_typed_key(rng_key), args, kwargs, extra_fields)
+            self._result = run_traced(self, as_typed_key(rng_key), args, kwargs, extra_fields)
             return
         started = time.perf_counter()
-        rng_key = _as_typed_key(rng_key)
+        rng_key = as_typed_key(rng_key)
         numpyro_model = NumPyroModel(self.model, args, kwargs)
         problem = numpyro_model.problem()
         evaluator = Evaluator(problem, block_size(self.num_particles), self.chunk_size)
@@ -154,7 +147,7 @@ class EnKG(MCMC):
                 return posterior
 
             posteriors = run_ensembles(one, self.num_ensembles, self.ensemble_method)
-        result = _collect(numpyro_model, problem, posteriors, evaluator.batch_size, self.chunk_size, extra_fields)
+        result = collect(numpyro_model, problem, posteriors, evaluator.batch_size, self.chunk_size, extra_fields)
         result.seconds = time.perf_counter() - started
         self._args, self._kwargs, self._result = args, kwargs, result
         for sentence in result.diagnostics.warnings:
@@ -203,12 +196,12 @@ class EnKG(MCMC):
     # -- results -------------------------------------------------------------------------------------------------
 
     @property
-    def _done(self) -> _Result | TracedResult:
+    def _done(self) -> Result | TracedResult:
         if self._result is None:
             raise RuntimeError("EnKG has no draws yet: call run(rng_key, ...) first")
         return self._result
 
-    def _on_host(self, what: str) -> _Result:
+    def _on_host(self, what: str) -> Result:
         """The results of a run outside of any JAX program."""
         result = self._done
         if isinstance(result, TracedResult):
@@ -282,9 +275,9 @@ class EnKG(MCMC):
 
         result = self._on_host("to_arviz")
         if prior is True:
-            prior = _predict(self, jr.key(SEED_PRIOR))
+            prior = predict(self, jr.key(SEED_PRIOR))
         if posterior_predictive is True:
-            posterior_predictive = _sample_observed(jr.key(SEED_PREDICTIVE), result.observations)
+            posterior_predictive = sample_observed(jr.key(SEED_PREDICTIVE), result.observations)
         pointwise = jax.device_get(result.log_likelihood) if log_likelihood else None
         return from_fitted(self, prior or None, posterior_predictive or None, pointwise, options)
 
@@ -334,153 +327,6 @@ class EnKG(MCMC):
         return self.__dict__.copy()
 
 
-def _sample_observed(key: jax.Array, observations: dict[str, Observation]) -> dict[str, jax.Array]:
-    """Replicated data of every observed site from its distribution at each (ensemble, particle)."""
-    shape = jax.tree.leaves(observations)[0].shape[:2]
-    replicate = jax.vmap(jax.vmap(lambda key, observation: observation.fn.sample(key)))
-    with ranks_may_differ():
-        return {
-            name: replicate(jr.split(jr.fold_in(key, i), shape), observation)
-            for i, (name, observation) in enumerate(observations.items())
-        }
-
-
-def _predict(enkg: EnKG, key: jax.Array) -> dict[str, jax.Array]:
-    """Prior draws of every site, and data simulated from them; leads with (ensemble, particle)."""
-    key_z, key_data = jr.split(key)
-    model = NumPyroModel(enkg.model, enkg._args, enkg._kwargs)
-    prior, block = model.problem().prior, block_size(enkg.num_particles)
-    z = jr.normal(key_z, (enkg.num_ensembles, enkg.num_particles, model.dim))
-    x = z if _is_standard(prior) else jnp.stack([jnp.asarray(decode_all(prior, part, block)) for part in z])
-    with raise_host_failure():
-        values, observations = jax.block_until_ready(_replay(model.simulator, x))
-    return values | _sample_observed(key_data, observations)
-
-
-@eqx.filter_jit
-def _replay(simulator: Simulator, z: jax.Array):
-    return jax.vmap(jax.vmap(simulator.replay))(z)
-
-
-class _Result(SimpleNamespace):
-    """Everything a finished run leaves; arrays lead with (ensemble, particle)."""
-
-    samples: dict[str, jax.Array]
-    extra_fields: dict[str, jax.Array]
-    observations: dict[str, Observation]
-    log_likelihood: dict[str, jax.Array]
-    latent_names: list[str]
-    diffusion_names: tuple[str, ...]
-    num_forward_evaluations: int
-    log_evidence: float | None
-    log_evidence_error: float | None
-    diagnostics: Diagnostics
-    seconds: float
-
-
-@eqx.filter_jit
-def _look(simulator: Simulator, likelihood, guided: bool, z: jax.Array, chunk_size: int | None):
-    """Everything that a run keeps of its draws z, shape (particles, dim)."""
-
-    def final(z):
-        values, observations = simulator.replay(z)
-        response = likelihood.response(observations) if guided else None
-        pointwise = {name: observation.log_prob() for name, observation in observations.items()}
-        return values, observations, pointwise, likelihood.log_prob(observations), response
-
-    return ensemble_forward(final, z, chunk_size)
-
-
-def _collect(
-    model: NumPyroModel, problem: InverseProblem, posteriors: list[Posterior], block: int, chunk_size, extra_fields
-) -> _Result:
-    """Run the model once more at every draw, for deterministic sites, pointwise likelihood and misfit."""
-    likelihood, prior, guided = problem.likelihood, problem.prior, bool(model.guided)
-    parts = []
-    for posterior in posteriors:
-        with raise_host_failure():
-            parts.append(
-                jax.block_until_ready(
-                    _look(model.simulator, likelihood, guided, jnp.asarray(posterior.draws), chunk_size)
-                )
-            )
-        posterior.num_forward_evaluations += posterior.num_particles
-    samples, observations, pointwise, log_likelihood, response = jax.tree.map(lambda *a: jnp.stack(a), *parts)
-    scores = [p.draws if _is_standard(prior) else encode_all(prior, p.draws, block) for p in posteriors]
-    z = jnp.stack([jnp.asarray(score) for score in scores])
-    potential = 0.5 * jnp.sum(z**2 + jnp.log(2 * jnp.pi), axis=-1) - log_likelihood
-    fields = {"potential_energy": potential}
-    if "log_likelihood" in extra_fields:
-        fields["log_likelihood"] = log_likelihood
-    chi2, num_data = _misfit(response)
-    checks = None
-    if response is not None and posteriors[0].log_likelihood is None:  # the guided ensembles alone
-        prior_draws = np.random.default_rng(0).standard_normal((NUM_PRIOR_DRAWS, model.dim))
-        if not _is_standard(prior):
-            prior_draws = decode_all(prior, prior_draws.astype(prior.location.dtype), block)
-        checks = [
-            check_ensemble(
-                np.asarray(posterior.draws),
-                np.asarray(response.prediction[i]),
-                np.asarray(response.observation[i]),
-                np.asarray(response.noise[i]),
-                prior_draws,
-                posterior.slope,
-            )
-            for i, posterior in enumerate(posteriors)
-        ]
-    diagnostics = diagnose(posteriors, chi2, num_data, np.asarray(log_likelihood), checks)
-    for name, why in model.unguided.items():
-        diagnostics[f"unguided '{name}'"] = f"left to the refinement: {why}"
-    log_evidence, error = _evidence(posteriors)
-    diagnostics["log_evidence"] = posteriors[0].why_no_evidence if log_evidence is None else log_evidence
-    if error is not None:
-        diagnostics["log_evidence_error"] = error
-    return _Result(
-        samples=samples,
-        extra_fields=fields,
-        observations=observations,
-        log_likelihood=pointwise,
-        latent_names=[site.name for site in model.sites],
-        diffusion_names=model.diffusion_names,
-        num_forward_evaluations=sum(p.num_forward_evaluations for p in posteriors),
-        log_evidence=log_evidence,
-        log_evidence_error=error,
-        diagnostics=diagnostics,
-        seconds=0.0,
-    )
-
-
-def _is_standard(prior: Prior) -> bool:
-    """Whether z and the latent vector are the same."""
-    return isinstance(prior, GaussianPrior) and prior.is_standard
-
-
-def _evidence(posteriors: list[Posterior]) -> tuple[float | None, float | None]:
-    """Log of the mean evidence of the ensembles, and its standard error.
-
-    The error is the larger of what the weights say and what the scatter of the ensembles says.
-    """
-    values = [p.log_evidence for p in posteriors if p.log_evidence is not None]
-    errors = [p.log_evidence_error for p in posteriors if p.log_evidence_error is not None]
-    if len(values) < len(posteriors):
-        return None, None
-    log_evidence = float(np.logaddexp.reduce(values) - np.log(len(values)))
-    if len(errors) < len(posteriors):
-        return log_evidence, None
-    by_weights = float(np.sqrt(np.sum(np.square(errors)))) / len(errors)
-    by_scatter = float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return log_evidence, max(by_weights, by_scatter)
-
-
-def _misfit(response) -> tuple[float | None, int]:
-    """Chi-square per datum over all draws, and the number of data."""
-    if response is None:
-        return None, 0
-    residual2 = (response.observation - response.prediction) ** 2 / response.noise
-    return float(jnp.mean(residual2)), residual2.shape[-1]
-
-
 def _extremes(values: jax.Array) -> str:
     """A line on a site with many entries, shape (ensembles, particles, *event)."""
     found = summary(np.asarray(values), group_by_chain=True)["Param:0"]
@@ -495,37 +341,3 @@ def _grouped(values: dict[str, jax.Array], group_by_chain: bool) -> dict[str, ja
     if group_by_chain:
         return dict(values)
     return {name: value.reshape((-1, *value.shape[2:])) for name, value in values.items()}
-
-
-def _as_typed_key(rng_key) -> jax.Array:
-    if not isinstance(rng_key, jax.Array | np.ndarray):
-        raise TypeError(f"run needs a random key first, as in run(jax.random.key(0), ...); got {rng_key!r}")
-    rng_key = jnp.asarray(rng_key)
-    if jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key):
-        return rng_key
-    if rng_key.dtype != jnp.uint32 or rng_key.ndim != 1:
-        raise TypeError(
-            f"run needs a random key first, as in run(jax.random.key(0), ...); got an array of {rng_key.dtype}"
-        )
-    return jr.wrap_key_data(rng_key)
-
-
-def _check_count(name: str, value, least: int, why: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"EnKG needs {name} as a whole number >= {least} ({why}); got {value!r}")
-
-
-def _check_extra_fields(extra_fields) -> None:
-    known = ("potential_energy", "log_likelihood")
-    for field in extra_fields:
-        if field not in known:
-            raise ValueError(f"extra_fields may hold {' and '.join(known)}; got {field!r}")
-
-
-def _refuse_unknown(unknown: dict[str, Any]) -> None:
-    known = ["num_particles", "num_ensembles", "ensemble_method", "correction", "schedule", "refine", "progress_bar"]
-    known += ["max_forward_evaluations", "chunk_size"]
-    for name in unknown:
-        close = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean '{close[0]}'?" if close else f"it takes {', '.join(known)}"
-        raise TypeError(f"EnKG has no argument '{name}'; {hint}")

@@ -1,0 +1,141 @@
+"""What a finished run leaves, collected by one last look at its draws."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from enkg_ppl._blackbox import raise_host_failure
+from enkg_ppl._diagnostics import Diagnostics, diagnose
+from enkg_ppl._field_diagnostics import NUM_PRIOR_DRAWS, check_ensemble
+from enkg_ppl._forward import ensemble_forward
+from enkg_ppl._numpyro._model import NumPyroModel
+from enkg_ppl._numpyro._observation import Observation
+from enkg_ppl._numpyro._simulator import Simulator
+from enkg_ppl._posterior import Posterior
+from enkg_ppl._prior import GaussianPrior, Prior
+from enkg_ppl._problem import InverseProblem
+from enkg_ppl._refine._coordinates import decode_all, encode_all
+
+
+class Result(SimpleNamespace):
+    """Everything a finished run leaves; arrays lead with (ensemble, particle)."""
+
+    samples: dict[str, jax.Array]
+    extra_fields: dict[str, jax.Array]
+    observations: dict[str, Observation]
+    log_likelihood: dict[str, jax.Array]
+    latent_names: list[str]
+    diffusion_names: tuple[str, ...]
+    num_forward_evaluations: int
+    log_evidence: float | None
+    log_evidence_error: float | None
+    diagnostics: Diagnostics
+    seconds: float
+
+
+@eqx.filter_jit
+def _look(simulator: Simulator, likelihood, guided: bool, z: jax.Array, chunk_size: int | None):
+    """Everything that a run keeps of its draws z, shape (particles, dim)."""
+
+    def final(z):
+        values, observations = simulator.replay(z)
+        response = likelihood.response(observations) if guided else None
+        pointwise = {name: observation.log_prob() for name, observation in observations.items()}
+        return values, observations, pointwise, likelihood.log_prob(observations), response
+
+    return ensemble_forward(final, z, chunk_size)
+
+
+def collect(
+    model: NumPyroModel, problem: InverseProblem, posteriors: list[Posterior], block: int, chunk_size, extra_fields
+) -> Result:
+    """Run the model once more at every draw, for deterministic sites, pointwise likelihood and misfit."""
+    likelihood, prior, guided = problem.likelihood, problem.prior, bool(model.guided)
+    parts = []
+    for posterior in posteriors:
+        with raise_host_failure():
+            parts.append(
+                jax.block_until_ready(
+                    _look(model.simulator, likelihood, guided, jnp.asarray(posterior.draws), chunk_size)
+                )
+            )
+        posterior.num_forward_evaluations += posterior.num_particles
+    samples, observations, pointwise, log_likelihood, response = jax.tree.map(lambda *a: jnp.stack(a), *parts)
+    scores = [p.draws if is_standard(prior) else encode_all(prior, p.draws, block) for p in posteriors]
+    z = jnp.stack([jnp.asarray(score) for score in scores])
+    potential = 0.5 * jnp.sum(z**2 + jnp.log(2 * jnp.pi), axis=-1) - log_likelihood
+    fields = {"potential_energy": potential}
+    if "log_likelihood" in extra_fields:
+        fields["log_likelihood"] = log_likelihood
+    chi2, num_data = _misfit(response)
+    checks = None
+    if response is not None and posteriors[0].log_likelihood is None:  # the guided ensembles alone
+        prior_draws = np.random.default_rng(0).standard_normal((NUM_PRIOR_DRAWS, model.dim))
+        if not is_standard(prior):
+            prior_draws = decode_all(prior, prior_draws.astype(prior.location.dtype), block)
+        checks = [
+            check_ensemble(
+                np.asarray(posterior.draws),
+                np.asarray(response.prediction[i]),
+                np.asarray(response.observation[i]),
+                np.asarray(response.noise[i]),
+                prior_draws,
+                posterior.slope,
+            )
+            for i, posterior in enumerate(posteriors)
+        ]
+    diagnostics = diagnose(posteriors, chi2, num_data, np.asarray(log_likelihood), checks)
+    for name, why in model.unguided.items():
+        diagnostics[f"unguided '{name}'"] = f"left to the refinement: {why}"
+    log_evidence, error = _evidence(posteriors)
+    diagnostics["log_evidence"] = posteriors[0].why_no_evidence if log_evidence is None else log_evidence
+    if error is not None:
+        diagnostics["log_evidence_error"] = error
+    return Result(
+        samples=samples,
+        extra_fields=fields,
+        observations=observations,
+        log_likelihood=pointwise,
+        latent_names=[site.name for site in model.sites],
+        diffusion_names=model.diffusion_names,
+        num_forward_evaluations=sum(p.num_forward_evaluations for p in posteriors),
+        log_evidence=log_evidence,
+        log_evidence_error=error,
+        diagnostics=diagnostics,
+        seconds=0.0,
+    )
+
+
+def is_standard(prior: Prior) -> bool:
+    """Whether z and the latent vector are the same."""
+    return isinstance(prior, GaussianPrior) and prior.is_standard
+
+
+def _evidence(posteriors: list[Posterior]) -> tuple[float | None, float | None]:
+    """Log of the mean evidence of the ensembles, and its standard error.
+
+    The error is the larger of what the weights say and what the scatter of the ensembles says.
+    """
+    values = [p.log_evidence for p in posteriors if p.log_evidence is not None]
+    errors = [p.log_evidence_error for p in posteriors if p.log_evidence_error is not None]
+    if len(values) < len(posteriors):
+        return None, None
+    log_evidence = float(np.logaddexp.reduce(values) - np.log(len(values)))
+    if len(errors) < len(posteriors):
+        return log_evidence, None
+    by_weights = float(np.sqrt(np.sum(np.square(errors)))) / len(errors)
+    by_scatter = float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return log_evidence, max(by_weights, by_scatter)
+
+
+def _misfit(response) -> tuple[float | None, int]:
+    """Chi-square per datum over all draws, and the number of data."""
+    if response is None:
+        return None, 0
+    residual2 = (response.observation - response.prediction) ** 2 / response.noise
+    return float(jnp.mean(residual2)), residual2.shape[-1]
