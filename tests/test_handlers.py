@@ -122,6 +122,36 @@ def branches(y):
     numpyro.sample("y", dist.Normal(cond(a > 0, up, down, a), 0.5), obs=y)
 
 
+def branches_of_steps(y):
+    """A `cond` in the body of a `scan`: even and odd steps have priors of their own."""
+
+    def even(x):
+        return numpyro.sample("x", dist.Normal(0.8 * x, 0.5))
+
+    def odd(x):
+        return numpyro.sample("x", dist.Normal(-x, 1.0))
+
+    def step(carry, y_t):
+        x, i = carry
+        x = cond(i % 2 == 0, even, odd, x)
+        numpyro.sample("y", dist.Normal(x, 0.3), obs=y_t)
+        return (x, i + 1), None
+
+    scan(step, (1.0, 0), y)
+
+
+def scan_of_scans(y):
+    def inner(v, _):
+        return numpyro.sample("v", dist.Normal(v, 1.0)), None
+
+    def outer(v, y_t):
+        v, _ = scan(inner, v, jnp.arange(2))
+        numpyro.sample("y", dist.Normal(v, 0.3), obs=y_t)
+        return v, None
+
+    scan(outer, 0.0, y)
+
+
 def penalty(y):
     a = numpyro.sample("a", dist.Normal(0.0, 1.0))
     numpyro.factor("penalty", -jnp.sum((y - a) ** 4))
@@ -160,6 +190,7 @@ CASES = {
     "scan-of-others": (walk_of_others, (Y,), ["tau", "w", "v", "u", "x"], ["y"]),
     "scan-conditioned": (handlers.condition(walk, {"x": Y}), (Y,), ["x0"], ["x", "y"]),
     "cond": (branches, (Y,), ["a", "b"], ["y"]),
+    "cond-in-scan": (branches_of_steps, (Y,), ["x"], ["y"]),
     "factor": (penalty, (Y,), ["a"], ["penalty"]),
 }
 
@@ -228,6 +259,49 @@ def test_missing_steps_of_a_scan():
     x = extracted.problem().constrain(jnp.array([0.3, -0.5, 1.0]))["x"]
     expected = dist.Normal(x, 0.3).log_prob(Y)[SEEN].sum()
     np.testing.assert_allclose(extracted.problem().log_likelihood(jnp.array([0.3, -0.5, 1.0])), expected, rtol=1e-10)
+
+
+def test_missing_steps_in_the_branches_of_a_scan():
+    """In a `cond` within a `scan` too, each missing datum is a draw of its own, from its own step's branch."""
+
+    def model(y):
+        def branch(sd):
+            return lambda y_t: numpyro.sample("y", dist.Normal(0.0, sd), obs=y_t, obs_mask=y_t > 9)
+
+        def step(i, y_t):
+            cond(i < 2, branch(1.0), branch(9.0), y_t)
+            return i + 1, None
+
+        numpyro.sample("z", dist.Normal(numpyro.sample("x", dist.Normal(0.0, 1.0)), 1.0), obs=0.0)
+        scan(step, 0, y)
+
+    extracted = NumPyroModel(model, (Y,), {})
+    assert ([site.name for site in extracted.sites], extracted.imputed) == (["x"], ["y_unobserved"])
+    draws = jax.vmap(lambda z: extracted.simulator.replay(z)[0]["y_unobserved"])(jr.normal(jr.key(0), (1000, 1)))
+    # 1,000 draws: an sd has an error of 2.2 %, a correlation one of 0.03; 5 of them.
+    np.testing.assert_allclose(np.std(draws, axis=0), [1.0, 1.0, 9.0], rtol=0.11)
+    assert np.abs(np.corrcoef(draws.T) - np.eye(3)).max() < 0.16
+
+
+def test_a_reversed_scan():
+    """Values are in the order of the data, as NumPyro's traces have them; its `log_density` takes them in that of the
+    steps, so the density is written out here.
+    """
+
+    def model(y):
+        def step(x, y_t):
+            x = numpyro.sample("x", dist.LogNormal(0.8 * x, 0.5))
+            numpyro.sample("y", dist.Normal(x, 0.3), obs=y_t)
+            return x, None
+
+        scan(step, 0.2, y, reverse=True)
+
+    problem = NumPyroModel(model, (Y,), {}).problem()
+    z = jnp.array([0.3, -0.5, 1.0])
+    x = np.asarray(problem.constrain(z)["x"])
+    before = np.append(x[1:], 0.2)
+    np.testing.assert_allclose(np.log(x), 0.8 * before + 0.5 * np.asarray(z)[::-1], rtol=1e-10)
+    np.testing.assert_allclose(problem.log_likelihood(z), st.norm(x, 0.3).logpdf(Y).sum(), rtol=1e-10)
 
 
 def test_posterior_with_missing_data():
@@ -379,6 +453,11 @@ REFUSED = {
         handlers.scope(walk, prefix="s"),
         (Y,),
         "latent site 'x' has another name outside the scan .*: apply handlers.scope to the function that is scanned",
+    ),
+    "scan-of-scans": (
+        scan_of_scans,
+        (Y,),
+        "latent site 'v' is in a scan within a scan, .*: write the inner one as a loop, with sites 'v_0', 'v_1'",
     ),
     "scale": (
         handlers.scale(normal, scale=2.0),

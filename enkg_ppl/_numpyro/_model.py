@@ -156,6 +156,7 @@ class NumPyroModel:
         """
         found: dict[str, Any] = {}
         shapes: dict[str, tuple[int, ...]] = {}
+        once: dict[str, Any] = {}
         steps: dict[str, OneStep] = {}
         refused: dict[str, ModelError] = {}
 
@@ -167,9 +168,7 @@ class NumPyroModel:
             prior = diffusion_prior_in(site["fn"].base_dist if is_imputed(site) else site["fn"])
             if prior is not None:
                 self._diffusion[name] = prior
-            if "_scan_current_index" in site["infer"]:
-                leaves, structure = jax.tree.flatten(site["fn"])
-                steps[name] = OneStep(tuple(jnp.shape(leaf) for leaf in leaves), structure)
+            once[name] = site["fn"]
             shapes[name] = ()
             try:
                 check_latent(name, site)
@@ -193,8 +192,17 @@ class NumPyroModel:
                     f"latent site '{name}' has another name outside the scan or cond that it is in: apply "
                     "handlers.scope to the function that is scanned, not around the scan"
                 )
-        for name in steps:
-            shapes[name] = (found[name]["value"].shape[0], *shapes[name])
+        for name, fn in once.items():
+            value = found[name]["value"]
+            if value.ndim > len(fn.shape()) + 1:
+                raise ModelError(
+                    f"latent site '{name}' is in a scan within a scan, which NumPyro does not support: write the inner "
+                    f"one as a loop, with sites '{name}_0', '{name}_1' and so on"
+                )
+            if value.ndim > len(fn.shape()):  # the axis of steps, of a site in the body of a scan
+                leaves, structure = jax.tree.flatten(fn)
+                steps[name] = OneStep(value.shape[0], tuple(jnp.shape(leaf) for leaf in leaves), structure)
+                shapes[name] = (value.shape[0], *shapes[name])
         missing = [name for name, site in found.items() if is_latent(site) and is_imputed(site)]
         imputed = self._unused({name: shape_of(found[name]["value"]) for name in missing})
         for name, refusal in refused.items():

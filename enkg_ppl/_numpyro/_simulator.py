@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from numpyro import handlers
 from enkg_ppl._numpyro._observation import Observation, observations
 from enkg_ppl._numpyro._refusals import ModelError, Refuse
 from enkg_ppl._numpyro._response import ranks_may_differ
-from enkg_ppl._numpyro._sites import LatentSite, is_latent, of_step, prior_of
+from enkg_ppl._numpyro._sites import LatentSite, has_step, is_latent, of_step, prior_of
 from enkg_ppl._numpyro._transport import from_standard, to_standard
 from enkg_ppl._types import Key, Vector
 
@@ -31,8 +32,9 @@ def _key_of(z: Vector) -> Key:
 
 
 class OneStep(NamedTuple):
-    """The distribution of one step of a site in the body of a `scan`: shapes of its arrays, and its structure."""
+    """A site in the body of a `scan`: number of steps, and the shapes of one step's distribution and its structure."""
 
+    length: int
     shapes: tuple[tuple[int, ...], ...]
     structure: Any
 
@@ -78,11 +80,19 @@ class Simulator(eqx.Module):
             return None
         if site["name"] in self.imputed:
             key = jr.fold_in(_key_of(z), self.imputed.index(site["name"]))
-            step = site["infer"].get("_scan_current_index")
-            return site["fn"].base_dist.sample(key if step is None else jr.fold_in(key, step))
-        place = self.place(site["name"])
-        part = z[place.start : place.stop].reshape(place.shape)
-        return from_standard(prior_of(site), of_step(part, site))
+            part, function = self.keys(site, key), site["fn"].base_dist.sample
+        else:
+            place = self.place(site["name"])
+            part = z[place.start : place.stop].reshape(place.shape)
+            function = functools.partial(from_standard, prior_of(site))
+        # In a `cond` within a `scan` nothing says which step it is; of a value for each, NumPyro takes its own.
+        every = site["name"] in dict(self.steps) and not has_step(site)
+        return jax.vmap(function)(part) if every else function(of_step(part, site))
+
+    def keys(self, site, key: Key) -> Key:
+        """A key for a site, or one for each of its steps in the body of a `scan`."""
+        step = dict(self.steps).get(site["name"])
+        return key if step is None else jr.split(key, step.length)
 
     def __call__(self, z: Vector) -> dict[str, Observation]:
         """The simulator: z to the observed sites' distributions."""

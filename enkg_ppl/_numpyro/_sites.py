@@ -37,6 +37,11 @@ def is_imputed(site) -> bool:
     return site["name"].endswith("_unobserved") and isinstance(site["fn"], dist.MaskedDistribution)
 
 
+def has_step(site) -> bool:
+    """Whether NumPyro says which step of a `scan` a site is at."""
+    return "_scan_current_index" in site["infer"]
+
+
 def of_step(part: AnyArray, site) -> AnyArray:
     """What belongs to the present step, in the body of a `scan`: NumPyro says which that is."""
     step = site["infer"].get("_scan_current_index")
