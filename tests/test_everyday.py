@@ -13,29 +13,52 @@ from numpyro.infer import Predictive, log_likelihood
 from numpyro.infer.util import log_density
 
 from enkg_ppl import EnKG
-from validation.posteriors.everyday import everyday, targets
+from validation.posteriors import targets
+from validation.posteriors.everyday import Everyday, everyday
 from validation.target import flatten
 
 MODELS = everyday()
-TARGETS = {target.name.removeprefix("everyday/"): target for target in targets()}
+TARGETS = {name.removeprefix("everyday/"): target for name, target in targets().items()}
+FROM_FILES = {
+    "kidscore": "posteriordb/kidscore_momiq",
+    "gp_regr": "posteriordb/gp_regr",
+    "sblri_blr": "posteriordb/sblri_blr",
+    "bernoulli_glm": "sbibm/bernoulli_glm/1",
+}
+NAMES = [*MODELS, *FROM_FILES]
 J = 128
 QUICK = ("local_level",)
-BY_MODEL = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODELS]
+BY_MODEL = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES]
 
 
 @pytest.fixture(scope="module")
-def fitted():
+def target_of(shared_data):
+    """A target by the model's name; those whose data and truth are files skip where these are absent."""
+
+    def find(name):
+        if name in TARGETS:
+            return TARGETS[name]
+        return targets(shared_data("reference"))[FROM_FILES[name]]
+
+    return find
+
+
+@pytest.fixture(scope="module")
+def fitted(target_of):
     """Every model fitted once, when a test first asks for it."""
-    kept = {}
+    kept, models = {}, dict(MODELS)
 
     def fit(name):
         if name not in kept:
-            one = MODELS[name]
+            if name not in models:
+                target = target_of(name)
+                models[name] = Everyday(target.model, target.args, target.kwargs, target.sites)
+            one = models[name]
             kept[name] = EnKG(one.model, num_particles=J, num_ensembles=2, progress_bar=False)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # 128 particles are few; the comparison below has no such filter
                 kept[name].run(jr.key(0), *one.args, **one.kwargs)
-        return MODELS[name], kept[name]
+        return models[name], kept[name]
 
     return fit
 
@@ -96,10 +119,10 @@ def test_new_data_compile_nothing(fitted, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
-def test_the_posterior_is_that_of_nuts(name):
+@pytest.mark.parametrize("name", NAMES)
+def test_the_posterior_is_that_of_nuts(name, target_of):
     """Defaults: every mean within 0.15 sd, every sd within 15 %; a mean of 1,024 draws has an error of 0.03 sd."""
-    target = TARGETS[name]
+    target = target_of(name)
     assert target.model is not None
     truth = target.truth().draws
     enkg = EnKG(target.model, progress_bar=False)
