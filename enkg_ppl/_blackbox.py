@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from enkg_ppl._host_call import host_call
+
 
 class BlackBoxError(RuntimeError):
     """A black box failed; `__cause__` is the user's own exception, with its traceback, where there was one."""
@@ -136,9 +138,7 @@ class BlackBox:
 
         @jax.custom_jvp
         def call(*args):
-            return jax.pure_callback(
-                lambda *a: self._host(ranks, result.dtype, a), result, *args, vmap_method="broadcast_all"
-            )
+            return host_call(lambda *a: self._host(ranks, result.dtype, a), result, *args)
 
         @call.defjvp
         def _(primals, tangents):
@@ -151,7 +151,6 @@ class BlackBox:
 
     def _host(self, ranks: tuple[int, ...], dtype, args) -> np.ndarray:
         """Called by XLA with every argument batched alike (or none); returns the batch of results."""
-        args = [np.asarray(a) for a in args]
         batch = args[0].shape[: args[0].ndim - ranks[0]] if args else ()
         rows = [a.reshape((-1, *a.shape[len(batch) :])) for a in args]
         wanted = self._wanted(batch)

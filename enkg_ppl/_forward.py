@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from enkg_ppl._blackbox import only_rows, raise_host_failure
 from enkg_ppl._ensembles import Meeting
+from enkg_ppl._host_call import calls_host
 from enkg_ppl._likelihood import Likelihood, Response
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._types import AnyArray, Ensemble, EnsembleOutput
@@ -86,7 +87,7 @@ class Evaluator:
             raise ValueError(f"chunk_size must be at least 1 particle, or None for all at once; got {chunk_size}")
         dtype = problem.prior.location.dtype
         code = str(jax.make_jaxpr(problem.forward)(jax.ShapeDtypeStruct((problem.dim,), dtype)))
-        self._on_host = "pure_callback" in code
+        self._on_host = calls_host(code)
         if self._on_host:
             sizes = {batch_size * factor for factor in HOST_BATCHES}
         elif "while[" in code or "scan[" in code:

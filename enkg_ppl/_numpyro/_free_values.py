@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 from jax.interpreters.partial_eval import dce_jaxpr
 from numpyro.distributions import biject_to
 
+from enkg_ppl._host_call import calls_host
 from enkg_ppl._numpyro._simulator import Simulator
 from enkg_ppl._types import Vector
 
@@ -58,7 +59,7 @@ def free_values(simulator: Simulator) -> FreeValues | None:
     def needs_simulation(values: FreeValues) -> bool:
         program = jax.make_jaxpr(values)(z).jaxpr
         needed, _ = dce_jaxpr(program, [True] * len(program.outvars))
-        return "pure_callback" in str(needed)
+        return calls_host(needed)
 
     def values_of(z):
         return simulator.replay(z)[0]

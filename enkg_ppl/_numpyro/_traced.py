@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax.core import Tracer
+from jax.custom_batching import sequential_vmap
 
 from enkg_ppl._ensembles import settings_of_this_thread
+from enkg_ppl._host_call import host_call
 from enkg_ppl._numpyro._model import NumPyroModel
 
 
@@ -53,7 +55,15 @@ def run_traced(enkg, rng_key: jax.Array, args: tuple, kwargs: dict[str, Any], ex
             return jax.tree.map(np.asarray, outcome(one))
 
     shapes = _shapes(enkg, eqx.combine(jax.tree.map(_blank, dynamic), static), extra_fields)
-    return jax.pure_callback(on_host, shapes, jr.key_data(rng_key), dynamic, vmap_method="sequential")
+    leaves, structure = jax.tree.flatten(dynamic)
+
+    @sequential_vmap
+    def call(key_data, leaves):
+        return host_call(
+            lambda key_data, *leaves: on_host(key_data, structure.unflatten(leaves)), shapes, key_data, *leaves
+        )
+
+    return call(jr.key_data(rng_key), leaves)
 
 
 def outcome(enkg) -> TracedResult:

@@ -19,6 +19,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
+from enkg_ppl._host_call import host_call
 from enkg_ppl._types import Scalar
 
 
@@ -48,7 +49,7 @@ class TorchNetwork(eqx.Module):
         @jax.custom_jvp
         def value(point):
             result = jax.ShapeDtypeStruct((math.prod(shape),), dtype)
-            return jax.pure_callback(lambda p: host.value(p, shape), result, point, vmap_method="expand_dims")
+            return host_call(lambda p: host.value(p, shape), result, point)
 
         @value.defjvp
         def _(primals, tangents):
@@ -92,7 +93,6 @@ class _Host:
         return function
 
     def value(self, point, shape) -> np.ndarray:
-        point = np.asarray(point)
         rows = point.reshape(-1, point.shape[-1])
         with self.torch.no_grad():
             out = self.module(self._tensor(rows[:, :-1]).reshape(-1, *shape), self._tensor(rows[:, -1]))
@@ -105,7 +105,6 @@ class _Host:
 
     def derivative(self, point, direction, shape, transpose: bool) -> np.ndarray:
         """The Jacobian at each point times a direction, or the transposed Jacobian times one."""
-        point, direction = np.asarray(point), np.asarray(direction)
         batch = np.broadcast_shapes(point.shape[:-1], direction.shape[:-1])
         points, directions = (
             self._tensor(np.broadcast_to(a, (*batch, a.shape[-1])).reshape(-1, a.shape[-1])) for a in (point, direction)
@@ -135,7 +134,7 @@ def _abstract(point, direction, *, host, shape, transpose):
 
 def _by_callback(point, direction, *, host, shape, transpose):
     result = jax.ShapeDtypeStruct(_shape_of_result(point, direction, shape, transpose), direction.dtype)
-    return jax.pure_callback(lambda p, d: host.derivative(p, d, shape, transpose), result, point, direction)
+    return host_call(lambda p, d: host.derivative(p, d, shape, transpose), result, point, direction)
 
 
 _derivative.def_impl(_by_callback)

@@ -1,0 +1,106 @@
+"""Host code within JAX programs, as `jax.pure_callback` has it, but safe where one core has to do everything.
+
+`jax.pure_callback` makes JAX arrays of the arguments and copies large ones in a thread of the very pool that runs the
+program: on one core the callback waits for a copy that cannot begin before the callback ends. Here the function gets
+NumPy arrays, copied in its own thread.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+NAME = "host_call"
+
+_host_call = Primitive(NAME)
+_host_call.multiple_results = True
+
+
+def host_call(function: Callable, result: Any, *args: Any) -> Any:
+    """`function` of NumPy arrays, called by the compiled program.
+
+    `result`: `jax.ShapeDtypeStruct`, or a tree of them, of what `function` returns. It must be a function of its
+    arguments alone: it may be called more than once, or not at all. Under `jax.vmap` every argument, and so must every
+    result, leads with the new axis. There is no gradient.
+    """
+    leaves, structure = jax.tree.flatten(result)
+    shapes = tuple((tuple(leaf.shape), np.dtype(leaf.dtype)) for leaf in leaves)
+
+    def flat(*args):
+        return jax.tree.leaves(function(*args))
+
+    found = _host_call.bind(*(jnp.asarray(a) for a in args), function=flat, shapes=shapes)
+    return jax.tree.unflatten(structure, found)
+
+
+def calls_host(program: Any) -> bool:
+    """Whether a program, as `jax.make_jaxpr` prints it, has host code in it."""
+    text = str(program)
+    return NAME in text or "pure_callback" in text or "io_callback" in text
+
+
+def _on_host(function: Callable, *args) -> tuple[np.ndarray, ...]:
+    # Copies: the originals are XLA's own memory, which is gone after the call, and a function may keep what it got.
+    return tuple(np.asarray(value) for value in function(*(np.array(a) for a in args)))
+
+
+@_host_call.def_impl
+def _now(*args, function, shapes):
+    found = _on_host(function, *args)
+    for value, (shape, dtype) in zip(found, shapes, strict=True):
+        if (value.shape, value.dtype) != (shape, dtype):
+            raise ValueError(f"host code must return {dtype} of shape {shape}; got {value.dtype} of {value.shape}")
+    return [jnp.asarray(value) for value in found]
+
+
+@_host_call.def_abstract_eval
+def _abstract(*_, function, shapes):
+    return [ShapedArray(*shape) for shape in shapes]
+
+
+def _batch(args, axes, *, function, shapes):
+    size = next(a.shape[axis] for a, axis in zip(args, axes, strict=True) if axis is not None)
+    leading = [
+        jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
+        for a, axis in zip(args, axes, strict=True)
+    ]
+    shapes = tuple(((size, *shape), dtype) for shape, dtype in shapes)
+    return _host_call.bind(*leading, function=function, shapes=shapes), [0] * len(shapes)
+
+
+def _lower(ctx, *operands, function, shapes):
+    if getattr(ctx.module_context.axis_context, "num_devices", 2) > 1:  # a program over several devices: JAX's own
+
+        def on_one(*args):
+            results = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+            return jax.pure_callback(lambda *a: list(_on_host(function, *a)), results, *args)
+
+        return mlir.lower_fun(on_one, multiple_results=True)(ctx, *operands)
+    found, _, _ = mlir.emit_python_callback(
+        ctx,
+        functools.partial(_on_host, function),
+        None,
+        list(operands),
+        ctx.avals_in,
+        ctx.avals_out,
+        has_side_effect=False,
+        returns_token=False,
+    )
+    return found
+
+
+def _no_gradient(*_, **__):
+    raise TypeError("host code within a JAX program has no gradient: use a method that needs none")
+
+
+ad.primitive_jvps[_host_call] = _no_gradient
+batching.primitive_batchers[_host_call] = _batch
+mlir.register_lowering(_host_call, _lower)
