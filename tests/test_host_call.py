@@ -135,10 +135,11 @@ simulate = blackbox(lambda x: x.sum(), shape=())
 rows = NamedSharding(Mesh(np.array(jax.devices()), ("rows",)), PartitionSpec("rows"))
 x = jax.device_put(np.arange(24.0).reshape(8, 3), rows)
 found = jax.jit(lambda x: 2 * jax.vmap(simulate)(x + 1.0))(x)
-print(len(jax.devices()), np.array_equal(found, 2 * (np.asarray(x) + 1).sum(axis=1)))
+print(len(jax.devices()), np.array_equal(found, 2 * (np.asarray(x) + 1).sum(axis=1)), simulate.num_calls)
 """
 
 
 def test_rows_on_several_devices():
+    """Gathered on one of them, and simulated once."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
-    assert in_a_process(SEVERAL_DEVICES, XLA_FLAGS=flags) == "4 True\n"
+    assert in_a_process(SEVERAL_DEVICES, XLA_FLAGS=flags) == "4 True 8\n"
