@@ -15,7 +15,7 @@ from enkg_ppl import (
     PublishedCorrection,
     guide,
 )
-from enkg_ppl._correction._kalman import covariance_product
+from enkg_ppl._correction._gain import covariance_product
 from enkg_ppl._correction._slope import learn, no_pairs, ridge
 from enkg_ppl._field_diagnostics import EnsembleCheck, check_ensemble
 

@@ -15,7 +15,7 @@ from enkg_ppl import (
     PoissonLikelihood,
     guide,
 )
-from enkg_ppl._correction._kalman import _eigh, _kalman_shift
+from enkg_ppl._correction._gain import covariance_product, eigh, kalman_shift, krylov_shift
 from enkg_ppl._flow import Flow
 
 DIM, DATA, NOISE, PARTICLES = 10, 5, 0.1, 1024
@@ -114,9 +114,55 @@ def test_the_shift_is_the_textbook_formula():
         total = covariance + relative * jnp.eye(12)
         expected = CA @ jnp.linalg.solve(total, b)
         size = (b @ jnp.linalg.solve(total, b) / 12) ** 0.5
-        free, bound = (_kalman_shift(CA, *_eigh(covariance), b, relative, limit) for limit in (1e3, 1.5))
+        free, bound = (kalman_shift(CA, *eigh(covariance), b, relative, limit) for limit in (1e3, 1.5))
         np.testing.assert_allclose(free, expected, rtol=1e-9)
         np.testing.assert_allclose(bound, expected * min(1.5 / size, 1.0), rtol=1e-9)
+
+
+def smooth_problem(num_data):
+    """A prior of two components, whose denoiser bends, and data that overlap; with the closed form of one particle."""
+    dim = 24
+    keys = jr.split(jr.key(11), 4)
+    wide = 1.0 / (1.0 + jnp.arange(dim))
+    prior = MixturePrior([0.4, 0.6], [jnp.zeros(dim), 0.5 * jnp.ones(dim)], [wide, wide[::-1]])
+    A, x = jr.normal(keys[0], (dim, num_data)) / dim**0.5, jr.normal(keys[1], (dim,))
+    noise = jr.uniform(keys[2], (num_data,), minval=0.05, maxval=0.5)
+    CA = covariance_product(prior, x, 0.7, A)
+    total = A.T @ CA + jnp.diag(noise)
+    b = jnp.linalg.cholesky(total) @ jr.normal(keys[3], (num_data,))
+    return (
+        prior,
+        x,
+        A,
+        noise,
+        b,
+        CA @ jnp.linalg.solve(total, b),
+        float((b @ jnp.linalg.solve(total, b) / num_data) ** 0.5),
+    )
+
+
+def test_the_krylov_shift_is_exact_where_data_are_few():
+    prior, x, A, noise, b, expected, _ = smooth_problem(12)
+    np.testing.assert_allclose(krylov_shift(prior, x, 0.7, A, noise, b, 1e3), expected, rtol=1e-6)
+
+
+def test_the_krylov_shift_of_many_data():
+    """90 data by 8, 16 and 32 products: ever closer, and at last to a thousandth of the shift."""
+    prior, x, A, noise, b, expected, size = smooth_problem(90)
+    errors = []
+    for num_products in (2, 8, 32):
+        found = krylov_shift(prior, x, 0.7, A, noise, b, 1e3, num_products)
+        errors.append(float(jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected)))
+    assert errors[0] > 5 * errors[1] > 25 * errors[2]
+    assert errors[2] < 1e-3
+    # The bound is that of all the data.
+    bounded = krylov_shift(prior, x, 0.7, A, noise, b, 0.5 * size)
+    np.testing.assert_allclose(bounded, 0.5 * expected, rtol=1e-2)
+
+
+def test_a_particle_without_innovation_stays():
+    prior, x, A, noise, b, *_ = smooth_problem(12)
+    np.testing.assert_array_equal(krylov_shift(prior, x, 0.7, A, noise, 0 * b, 4.0), 0.0)
 
 
 def test_more_data_than_particles():

@@ -23,7 +23,7 @@ from enkg_ppl import (
     guide,
     infer,
 )
-from enkg_ppl._correction._kalman import covariance_product
+from enkg_ppl._correction._gain import covariance_product
 from enkg_ppl._flow import conditional_sample
 from enkg_ppl._network import ResidualMLP
 from enkg_ppl._prior import (

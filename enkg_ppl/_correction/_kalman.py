@@ -26,6 +26,7 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from enkg_ppl._correction._base import Correction, Level
+from enkg_ppl._correction._gain import covariance_product, eigh, kalman_shift, krylov_shift
 from enkg_ppl._correction._slope import Pairs, learn, no_pairs
 from enkg_ppl._flow import conditional_sample, draw
 from enkg_ppl._likelihood import Response
@@ -33,7 +34,7 @@ from enkg_ppl._prior import GaussianPrior, Prior, over_particles
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._random import normals
 from enkg_ppl._schedule import Karras
-from enkg_ppl._types import AnyArray, Ensemble, Key, Scalar, Vector
+from enkg_ppl._types import AnyArray, Ensemble, Key
 
 # Particles whose own covariance of p(x0 | x) is held in memory at a time, dim x m numbers each.
 PARTICLES_AT_A_TIME = 16
@@ -155,31 +156,20 @@ def _analyse(
     innovation = (responses.observation - responses.prediction) / root + jnp.sqrt(relative)[:, None] * perturbations
     innovation = jnp.where(usable[:, None], innovation, 0.0)
 
-    def system(x_j):
-        CA = covariance_product(prior, x_j, level.sigma, A)
-        return CA, *_eigh(A.T @ CA + jnp.diag(S))
-
-    def shift(CA, values, vectors, innovation, relative):
-        return _kalman_shift(CA, values, vectors, innovation, relative, settings.max_innovation)
-
     if prior.has_affine_denoiser:  # one covariance serves all particles
-        common = system(x[0])
-        shifts = jax.vmap(lambda b, s: shift(*common, b, s))(innovation, relative)
+        CA = covariance_product(prior, x[0], level.sigma, A)
+        system = (CA, *eigh(A.T @ CA + jnp.diag(S)))
+        shifts = jax.vmap(lambda b, s: kalman_shift(*system, b, s, settings.max_innovation))(innovation, relative)
     else:
-        chunk = PARTICLES_AT_A_TIME
-        if prior.chunk_size is not None:  # a particle takes as many products with the derivative as there are data
-            chunk = max(1, min(chunk, prior.chunk_size // A.shape[1]))
-        shifts = jax.lax.map(
-            lambda args: shift(*system(args[0]), *args[1:]), (x, innovation, relative), batch_size=chunk
-        )
+
+        def shift(args):
+            x_j, b, s = args
+            return krylov_shift(prior, x_j, level.sigma, A, S + s, b, settings.max_innovation)
+
+        chunk = PARTICLES_AT_A_TIME if prior.chunk_size is None else min(PARTICLES_AT_A_TIME, prior.chunk_size)
+        shifts = jax.lax.map(shift, (x, innovation, relative), batch_size=chunk)
     x0 = z + jnp.where(usable[:, None], shifts, 0.0)
     return x0 + level.sigma_next * noise, learn(memory, r, q, usable.astype(x.dtype), settings.memory)
-
-
-def covariance_product(prior: Prior, x: Vector, sigma, A: Float[Array, "dim m"]) -> Float[Array, "dim m"]:
-    """``Cov[x0 | x_sigma = x] A = sigma^2 dD/dx A`` for one particle: m directional derivatives of the denoiser."""
-    _, derivative = jax.linearize(lambda x: prior.denoise(x, sigma), x)
-    return sigma**2 * over_particles(prior, derivative, A.T).T
 
 
 def _centred(a: Float[AnyArray, "particles _"], usable, n):
@@ -199,15 +189,3 @@ def _noise(noise: Float[Array, "particles m"], usable):
     gamma = jnp.where(jnp.isfinite(gamma), gamma, 1.0)
     relative = jnp.nanmedian(jnp.where(positive, noise / gamma[None], jnp.nan), axis=1)
     return gamma, jnp.where(jnp.isfinite(relative), relative, 1.0)
-
-
-def _eigh(covariance: Float[Array, "m m"]):
-    values, vectors = jnp.linalg.eigh((covariance + covariance.T) / 2)
-    return jnp.maximum(values, 0.0), vectors
-
-
-def _kalman_shift(CA, values, vectors, innovation: Float[Array, " m"], relative: Scalar | float, max_innovation):
-    """``C A (A^T C A + S + relative I)^-1 innovation`` for one particle, the innovation bounded."""
-    u, variances = vectors.T @ innovation, values + relative
-    size = jnp.sqrt(jnp.mean(u**2 / variances))
-    return CA @ (vectors @ (u * jnp.minimum(1.0, max_innovation / jnp.maximum(size, 1e-6)) / variances))
