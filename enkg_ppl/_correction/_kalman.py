@@ -30,7 +30,7 @@ from enkg_ppl._correction._gain import covariance_product, eigh, kalman_shift, k
 from enkg_ppl._correction._slope import Pairs, learn, no_pairs
 from enkg_ppl._flow import conditional_sample, draw
 from enkg_ppl._likelihood import Response
-from enkg_ppl._prior import GaussianPrior, Prior, over_particles
+from enkg_ppl._prior import GaussianPrior, Prior, in_chunks, over_particles
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._random import normals
 from enkg_ppl._schedule import Karras
@@ -162,12 +162,11 @@ def _analyse(
         shifts = jax.vmap(lambda b, s: kalman_shift(*system, b, s, settings.max_innovation))(innovation, relative)
     else:
 
-        def shift(args):
-            x_j, b, s = args
+        def shift(x_j, b, s):
             return krylov_shift(prior, x_j, level.sigma, A, S + s, b, settings.max_innovation)
 
         chunk = PARTICLES_AT_A_TIME if prior.chunk_size is None else min(PARTICLES_AT_A_TIME, prior.chunk_size)
-        shifts = jax.lax.map(shift, (x, innovation, relative), batch_size=chunk)
+        shifts = in_chunks(chunk, shift, x, innovation, relative)
     x0 = z + jnp.where(usable[:, None], shifts, 0.0)
     return x0 + level.sigma_next * noise, learn(memory, r, q, usable.astype(x.dtype), settings.memory)
 

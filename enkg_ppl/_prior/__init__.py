@@ -1,7 +1,7 @@
 """Diffusion priors, one file per family."""
 
 from enkg_ppl._prior._base import Prior
-from enkg_ppl._prior._chunks import over_particles
+from enkg_ppl._prior._chunks import in_chunks, over_particles
 from enkg_ppl._prior._file import PriorFileError, load_prior, save_prior
 from enkg_ppl._prior._gaussian import GaussianPrior
 from enkg_ppl._prior._mixture import MixturePrior
@@ -25,6 +25,7 @@ __all__ = [
     "PriorFileError",
     "ProductPrior",
     "TorchNetwork",
+    "in_chunks",
     "load_prior",
     "over_particles",
     "save_prior",
