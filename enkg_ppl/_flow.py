@@ -26,9 +26,10 @@ EXACT_DIVERGENCE_DIM = 32
 # the prior's widest direction are still resolved at the end.
 SIGMA_MAX_OVER_SCALE = 200.0
 SIGMA_MIN_OVER_SCALE = 1e-4
-# The flow in a fixed number of steps, as a refinement takes it for every particle that it simulates: two evaluations
-# of the denoiser a step. Its draws cannot be told from the prior's, though single paths may end up elsewhere.
-FIXED_STEPS = 24
+# The flow in a fixed number of steps, as a refinement takes it for every particle that it simulates: four evaluations
+# of the denoiser a step. Features of a 25th of the prior's scale come out half a per cent wide, of a hundredth 1.5 %
+# (with as many evaluations in steps of Heun's method: 6 and 11 %). Single paths may end up elsewhere.
+FIXED_STEPS = 12
 FIXED_SIGMA_MAX_OVER_SCALE, FIXED_SIGMA_MIN_OVER_SCALE = 20.0, 1e-3
 
 
@@ -97,7 +98,7 @@ def decode(prior: Prior, z: Vector) -> Vector:
     if isinstance(prior, ProductPrior):
         return prior.decode(z, decode)
     low, high = _fixed_range(prior)
-    u = _heun(prior, z, high, low)
+    u = _runge_kutta(prior, z, high, low)
     return prior.location + Flow(prior)._width(low) * u
 
 
@@ -108,7 +109,7 @@ def encode(prior: Prior, x: Vector) -> Vector:
     if isinstance(prior, ProductPrior):
         return prior.encode(x, encode)
     low, high = _fixed_range(prior)
-    return _heun(prior, (x - prior.location) / Flow(prior)._width(low), low, high)
+    return _runge_kutta(prior, (x - prior.location) / Flow(prior)._width(low), low, high)
 
 
 def _fixed_range(prior: Prior) -> tuple[Scalar, Scalar]:
@@ -116,8 +117,8 @@ def _fixed_range(prior: Prior) -> tuple[Scalar, Scalar]:
     return jnp.log(FIXED_SIGMA_MIN_OVER_SCALE * scale), jnp.log(FIXED_SIGMA_MAX_OVER_SCALE * scale)
 
 
-def _heun(prior: Prior, u: Vector, start: Scalar, end: Scalar) -> Vector:
-    """Heun's method in log sigma, equal steps.
+def _runge_kutta(prior: Prior, u: Vector, start: Scalar, end: Scalar) -> Vector:
+    """The classical Runge-Kutta method in log sigma, equal steps.
 
     Not by diffrax: its checks are host callbacks, which keep a program out of JAX's compilation cache and would make
     every simulator look like host code.
@@ -128,7 +129,9 @@ def _heun(prior: Prior, u: Vector, start: Scalar, end: Scalar) -> Vector:
     def step(u, i):
         t = start + i * h
         first = velocity(t, u)
-        return u + 0.5 * h * (first + velocity(t + h, u + h * first)), None
+        second = velocity(t + 0.5 * h, u + 0.5 * h * first)
+        third = velocity(t + 0.5 * h, u + 0.5 * h * second)
+        return u + h / 6 * (first + 2 * (second + third) + velocity(t + h, u + h * third)), None
 
     return jax.lax.scan(step, u, jnp.arange(FIXED_STEPS, dtype=u.dtype))[0]
 
