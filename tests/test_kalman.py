@@ -147,7 +147,7 @@ def test_the_krylov_shift_is_exact_where_data_are_few():
 
 
 def test_the_krylov_shift_of_many_data():
-    """90 data by 8, 16 and 32 products: ever closer, and at last to a thousandth of the shift."""
+    """90 data by 2, 8 and 32 products: ever closer, and at last to a thousandth of the shift."""
     prior, x, A, noise, b, expected, size = smooth_problem(90)
     errors = []
     for num_products in (2, 8, 32):
@@ -157,7 +157,7 @@ def test_the_krylov_shift_of_many_data():
     assert errors[2] < 1e-3
     # The bound is that of all the data.
     bounded = krylov_shift(prior, x, 0.7, A, noise, b, 0.5 * size)
-    np.testing.assert_allclose(bounded, 0.5 * expected, rtol=1e-2)
+    assert jnp.linalg.norm(bounded - 0.5 * expected) < 1e-3 * jnp.linalg.norm(expected)
 
 
 def test_a_particle_without_innovation_stays():

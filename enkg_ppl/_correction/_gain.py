@@ -50,8 +50,9 @@ def krylov_shift(
     In units of `noise` this is ``C A (I + K)^-1 b``, solved in the span of ``b, K b, K^2 b, ...``: a product with the
     derivative of the denoiser each, rather than one for each datum. Exact where there are no more data than products;
     otherwise the error is that of the conjugate gradient method after as many steps (Golub & Van Loan, Matrix
-    Computations, 4th ed., section 10.1 on the Lanczos process and 11.3). The derivative of a network is not quite
-    symmetric: all vectors are kept orthogonal, and K is made symmetric, with no negative eigenvalue, in their span.
+    Computations, 4th ed., section 10.1 on the Lanczos process and 11.3). The derivative of a network is not
+    symmetric, as a covariance would be: all vectors are kept orthogonal, and K is made symmetric, with no negative
+    eigenvalue, in their span.
     """
     A, b = A / jnp.sqrt(noise)[None], innovation / jnp.sqrt(noise)
     k, size = min(num_products, len(b)), jnp.linalg.norm(b)

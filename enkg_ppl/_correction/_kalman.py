@@ -36,7 +36,7 @@ from enkg_ppl._random import normals
 from enkg_ppl._schedule import Karras
 from enkg_ppl._types import AnyArray, Ensemble, Key
 
-# Particles whose own covariance of p(x0 | x) is held in memory at a time, dim x m numbers each.
+# Particles whose own derivatives of the denoiser are held in memory at a time.
 PARTICLES_AT_A_TIME = 16
 # Above twice the prior's widest direction the noise hides everything.
 FIRST_LEVEL = 2.0

@@ -47,7 +47,7 @@ def run_traced(enkg, rng_key: jax.Array, args: tuple, kwargs: dict[str, Any], ex
     settings = settings_of_this_thread()
 
     def on_host(key_data, dynamic):
-        args, kwargs = eqx.combine(jax.tree.map(np.asarray, dynamic), static)
+        args, kwargs = eqx.combine(dynamic, static)
         one = copy.copy(enkg)
         one.progress_bar = False
         with settings():
