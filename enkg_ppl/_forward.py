@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from enkg_ppl._blackbox import only_rows, raise_host_failure
 from enkg_ppl._ensembles import Meeting
-from enkg_ppl._host_call import calls_host
+from enkg_ppl._host_call import calls_host, has_loops
+from enkg_ppl._ledger import Ledger, Reached
 from enkg_ppl._likelihood import Likelihood, Response
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._types import AnyArray, Ensemble, EnsembleOutput
@@ -38,8 +40,19 @@ def ensemble_forward(forward, x: Ensemble, chunk_size: int | None = None) -> Ens
 
 
 def ensemble_response(problem: InverseProblem, x: Ensemble, chunk_size: int | None = None) -> Response:
-    """Simulate an ensemble; what the Kalman step needs of the result."""
-    return jax.vmap(problem.likelihood.response)(ensemble_forward(problem.forward, x, chunk_size))
+    """Simulate an ensemble; what the Kalman step needs of the result.
+
+    A particle that is not finite is not simulated: the middle of the prior is in its place, and its response is NaN.
+    """
+    finite = jnp.all(jnp.isfinite(x), axis=1)[:, None]
+    x = jnp.where(finite, x, problem.prior.location[None])
+    response = jax.vmap(problem.likelihood.response)(ensemble_forward(problem.forward, x, chunk_size))
+    return Response(*(jnp.where(finite, a, jnp.nan) for a in response))
+
+
+def has_failed(log_likelihood):
+    """Whether a simulation failed, by its log likelihood; a likelihood of zero is no failure."""
+    return np.isnan(log_likelihood) | np.isposinf(log_likelihood)
 
 
 @eqx.filter_jit
@@ -62,65 +75,121 @@ def _response(likelihood: Likelihood, g: EnsembleOutput) -> Response:
     return jax.vmap(likelihood.response)(g)
 
 
+# What is made of the outputs of a batch, of which the first `kept` rows are wanted: NumPy arrays.
+Finish = Callable[[Likelihood, EnsembleOutput, int], Any]
+
+
+def _log_likelihoods(likelihood: Likelihood, outputs: EnsembleOutput, kept: int) -> Float[np.ndarray, " kept"]:
+    return _rows(_log_likelihood(likelihood, outputs), kept)
+
+
+def _both_of_them(likelihood: Likelihood, outputs: EnsembleOutput, kept: int):
+    return _rows(_both(likelihood, outputs), kept)
+
+
+def _responses(likelihood: Likelihood, outputs: EnsembleOutput, kept: int) -> tuple[Response, Bool[np.ndarray, " kept"]]:
+    """Working responses, and whose simulation failed: the log likelihood tells that from a mean that does not exist."""
+    response = _rows(_response(likelihood, outputs), kept)
+    failed = np.isnan(response.prediction).any(axis=1)
+    if failed.any():
+        failed &= has_failed(_log_likelihoods(likelihood, outputs, kept))
+    return response, failed
+
+
+def _rows(tree, kept: int):
+    return jax.tree.map(lambda a: a[:kept], jax.device_get(tree))
+
+
 class Evaluator:
-    """The simulator on ensembles, called from the host, with the exact count of forward evaluations.
+    """The simulator on ensembles, called from the host: it alone counts simulations, and refuses those over the limit.
 
     One evaluation is one particle in one call. Rows that only fill up a batch are not counted, and black boxes are not
-    called for them. The simulator is compiled for a few numbers of particles only: in JAX for batches of `batch_size`
+    called for them. Nor are they for particles that are not finite: these have a likelihood of zero and a response that
+    is NaN, and count neither as evaluations nor among the simulations that failed, but as skipped.
+    The simulator is compiled for a few numbers of particles only: in JAX for batches of `batch_size`
     (and small ones where it has loops), in host code for up to `HOST_BATCHES` times that, so that a vectorised one
     sees many particles in a call.
 
-    `limit`: the number of evaluations that may be made in all, or None; callers ask `remaining` first.
+    `ledger`: the account of what is simulated; callers ask `affords` first, and get `BudgetEnd` where they do not.
     `meeting`: where other ensembles' evaluations are joined with these.
     """
 
-    def __init__(self, problem: InverseProblem, batch_size: int, chunk_size: int | None = None):
+    def __init__(
+        self, problem: InverseProblem, batch_size: int, chunk_size: int | None = None, ledger: Ledger | None = None
+    ):
         self.problem = problem
         self.batch_size = batch_size
         self.chunk_size = chunk_size
-        self.limit: int | None = None
-        self.count = 0
-        self.num_failed = 0
+        self.ledger = Ledger() if ledger is None else ledger
         self.meeting: Meeting | None = None
         self._kept: list[tuple[Ensemble, Response]] = []
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1 particle, or None for all at once; got {chunk_size}")
         dtype = problem.prior.location.dtype
-        code = str(jax.make_jaxpr(problem.forward)(jax.ShapeDtypeStruct((problem.dim,), dtype)))
-        self._on_host = calls_host(code)
+        program = jax.make_jaxpr(problem.forward)(jax.ShapeDtypeStruct((problem.dim,), dtype))
+        self._on_host = calls_host(program)
         if self._on_host:
             sizes = {batch_size * factor for factor in HOST_BATCHES}
-        elif "while[" in code or "scan[" in code:
+        elif has_loops(program):
             sizes = {-(-batch_size // SMALL_BATCH_FRACTION), batch_size}
         else:
             sizes = {batch_size}
         self._sizes = sorted({size if chunk_size is None else min(size, chunk_size) for size in sizes})
 
-    def another(self, meeting: Meeting | None = None) -> Evaluator:
-        """An evaluator for the same simulator with a count, a limit and a memory of its own."""
+    def another(self, ledger: Ledger, meeting: Meeting | None = None) -> Evaluator:
+        """An evaluator for the same simulator with an account and a memory of its own."""
         other = copy.copy(self)
-        other.limit, other.count, other.num_failed, other.meeting, other._kept = None, 0, 0, meeting, []
+        other.ledger, other.meeting, other._kept = ledger, meeting, []
         return other
 
     def handed_to(self, problem: InverseProblem) -> Evaluator:
-        """An evaluator for the same simulator in other coordinates, with what is left of the budget."""
+        """An evaluator for the same simulator in other coordinates, with the same account."""
         if problem is self.problem:
             return self
         # The other forward map may go through this problem's prior, which may be a large network.
         bounds = [size for size in (self.chunk_size, self.problem.prior.chunk_size) if size is not None]
-        other = Evaluator(problem, self.batch_size, min(bounds, default=None))
-        other.limit = None if self.limit is None else self.limit - self.count
+        other = Evaluator(problem, self.batch_size, min(bounds, default=None), self.ledger)
         other._kept, other.meeting = self._kept, self.meeting
         return other
 
     @property
+    def count(self) -> int:
+        """Evaluations made so far, in whatever coordinates."""
+        return self.ledger.count
+
+    @property
+    def num_failed(self) -> int:
+        """Those of them that failed."""
+        return self.ledger.num_failed
+
+    @property
+    def limit(self) -> int | None:
+        """Evaluations that may be made in all, or None."""
+        return self.ledger.limit
+
+    @limit.setter
+    def limit(self, limit: int | None) -> None:
+        self.ledger.limit = limit
+
+    @property
     def remaining(self) -> float:
         """Evaluations that may still be made."""
-        return float("inf") if self.limit is None else self.limit - self.count
+        return self.ledger.remaining
+
+    def affords(self, num: float) -> bool:
+        """Whether so many evaluations may still be made; see `Ledger.affords`."""
+        return self.ledger.affords(num)
+
+    def reach(self, words: str, draws: Ensemble | None = None) -> None:
+        """Write down that a stage is finished, and with which particles (those simulated last for their response)."""
+        if draws is None and self._kept:
+            draws = self._kept[-1][0]
+        self.ledger.reached = Reached(self.problem, draws, words)
 
     def response(self, x: Ensemble) -> Response:
-        """Working responses of all particles, as NumPy arrays."""
-        response = self._evaluate(x, _response)
+        """Working responses of all particles, as NumPy arrays; NaN where the simulation failed."""
+        response, failed = self._evaluate(x, _responses)
+        self._count_failed(failed, x)
         self._kept = [*self._kept, (np.asarray(x), response)][-KEPT:]
         return response
 
@@ -133,31 +202,54 @@ class Evaluator:
 
     def log_likelihood(self, x: Ensemble) -> Float[np.ndarray, " particles"]:
         """Log likelihood of every particle; -inf where the simulation failed."""
-        return self._without_failures(self._evaluate(x, _log_likelihood))
+        return self._without_failures(self._evaluate(x, _log_likelihoods), x)
 
     def log_likelihood_and_response(self, x: Ensemble) -> tuple[Float[np.ndarray, " particles"], Response]:
         """Both from one evaluation a particle."""
-        log_likelihood, response = self._evaluate(x, _both)
-        return self._without_failures(log_likelihood), response
+        log_likelihood, response = self._evaluate(x, _both_of_them)
+        return self._without_failures(log_likelihood, x), response
 
-    def _without_failures(self, log_likelihood: Float[np.ndarray, " particles"]):
+    def _without_failures(self, log_likelihood: Float[np.ndarray, " particles"], x: Ensemble):
         """A simulator that fails (NaN) or overflows gives its parameters no chance, rather than ending the run.
 
         A likelihood of zero is no failure.
         """
-        failed = np.isnan(log_likelihood) | np.isposinf(log_likelihood)
-        self.num_failed += int(failed.sum())
+        failed = has_failed(log_likelihood)
+        self._count_failed(failed, x)
         return np.where(failed, -np.inf, log_likelihood)
 
-    def _evaluate(self, x: Ensemble, finish):
-        """Simulate, and `finish(likelihood, outputs)`; NumPy arrays."""
+    def _count_failed(self, failed: Bool[np.ndarray, " particles"], x: Ensemble) -> None:
+        """Simulations that failed; what was not simulated is no fault of the simulator."""
+        self.ledger.num_failed += int((failed & np.isfinite(x).all(axis=1)).sum())
+
+    def _evaluate(self, x: Ensemble, finish: Finish):
+        """Simulate the particles that are finite, and `finish` what they gave; NaN, or true, for the others."""
         x = np.asarray(x)
-        self.count += len(x)
+        finite = np.isfinite(x).all(axis=1)
+        if finite.all():
+            return self._simulate(x, finish)
+        self.ledger.num_skipped += int((~finite).sum())
+        part = self._simulate(x[finite], finish) if finite.any() else self._unknown(x[:1], finish)
+
+        def among_all(part: np.ndarray) -> np.ndarray:
+            whole = np.full((len(x), *part.shape[1:]), np.nan, part.dtype)
+            whole[finite] = part[: finite.sum()]
+            return whole
+
+        return jax.tree.map(among_all, part)
+
+    def _unknown(self, x: Ensemble, finish: Finish):
+        """What `finish` makes of outputs that nobody knows, for its shapes."""
+        shapes = jax.eval_shape(lambda x: _simulate(self.problem.forward, x), x)
+        return finish(self.problem.likelihood, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes), 1)
+
+    def _simulate(self, x: Ensemble, finish: Finish):
+        self.ledger.book(len(x))
         if self.meeting is None:
             return self._in_batches(x, finish)
         return self.meeting.simulate(self.problem, self._in_batches, x, finish)
 
-    def _in_batches(self, x: Ensemble, finish):
+    def _in_batches(self, x: Ensemble, finish: Finish):
         """The same, in batches of the sizes that are compiled."""
         parts, start = [], 0
         # The watch over host code holds a lock; ensembles on several devices need none for code in JAX.
@@ -169,7 +261,6 @@ class Evaluator:
                 batch = jnp.asarray(x[np.minimum(rows, len(x) - 1)])  # filled up with the last particle
                 with only_rows(rows < len(x)) if self._on_host else nullcontext():
                     outputs = _simulate(self.problem.forward, batch)
-                    part = jax.device_get(finish(self.problem.likelihood, outputs))
-                parts.append(jax.tree.map(lambda a, k=kept: a[:k], part))
+                    parts.append(finish(self.problem.likelihood, outputs, kept))
                 start += size
         return jax.tree.map(lambda *pieces: np.concatenate(pieces), *parts)

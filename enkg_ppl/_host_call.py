@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import ShapedArray
-from jax.extend.core import Primitive
+from jax.experimental import io_callback
+from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive
+from jax.extend.core.primitives import scan_p, while_p
 from jax.interpreters import ad, batching, mlir
 
-NAME = "host_call"
-
-_host_call = Primitive(NAME)
+_host_call = Primitive("host_call")
 _host_call.multiple_results = True
 
 
@@ -42,9 +42,48 @@ def host_call(function: Callable, result: Any, *args: Any) -> Any:
 
 
 def calls_host(program: Any) -> bool:
-    """Whether a program, as `jax.make_jaxpr` prints it, has host code in it."""
-    text = str(program)
-    return NAME in text or "pure_callback" in text or "io_callback" in text
+    """Whether a program, as `jax.make_jaxpr` makes it, has host code in it."""
+    return not primitives_of(program).isdisjoint(_host_primitives())
+
+
+def has_loops(program: Any) -> bool:
+    """Whether a program, as `jax.make_jaxpr` makes it, has a `scan` or `while_loop` in it."""
+    return not primitives_of(program).isdisjoint({scan_p, while_p})
+
+
+@functools.cache
+def _host_primitives() -> frozenset[Primitive]:
+    """Ours, and those of JAX's callbacks, which it does not give names to outside of its programs."""
+    number = jax.ShapeDtypeStruct((), np.float32)
+    found = {_host_call}
+    for callback in (jax.pure_callback, io_callback):
+        found |= primitives_of(jax.make_jaxpr(lambda call=callback: call(lambda: np.float32(0), number))())
+    return frozenset(found)
+
+
+def primitives_of(program: Any) -> set[Primitive]:
+    """The primitives of all equations of a program, those of the programs within its equations included."""
+    found: set[Primitive] = set()
+    seen: set[int] = set()  # what is called twice is looked at once
+
+    def look(part: Any) -> None:
+        if isinstance(part, ClosedJaxpr):
+            part = part.jaxpr
+        if isinstance(part, Jaxpr):
+            if id(part) in seen:
+                return
+            seen.add(id(part))
+            for equation in part.eqns:
+                found.add(equation.primitive)
+                look(equation.params)
+        elif isinstance(part, dict):
+            look(list(part.values()))
+        elif isinstance(part, tuple | list):
+            for piece in part:
+                look(piece)
+
+    look(program)
+    return found
 
 
 def _on_host(function: Callable, *args) -> tuple[np.ndarray, ...]:

@@ -53,58 +53,80 @@ def infer(
     is. `max_forward_evaluations`: of the simulator, never exceeded. `chunk_size`: particles simulated at a time, to
     bound memory. `guided`: False leaves the guided flow out (where the likelihood offers no working response).
     `check`: whether a guided ensemble that nothing refines is simulated once more, to see whether it is the posterior
-    (see `enkg_ppl._field_diagnostics`). `evaluator`: simulates and counts, for this problem.
+    (see `enkg_ppl._field_diagnostics`). `evaluator`: simulates and counts, for this problem; its own limit holds where
+    `max_forward_evaluations` is None.
 
-    Returns a `Posterior`; its `stats` say what was chosen and why, its `messages` what should not be trusted.
-    Raises `ValueError` where the budget is too small for this many particles.
+    Returns a `Posterior`; its `stats` say what was chosen and why, its `messages` what should not be trusted, and where
+    the budget cut the run short.
+    Raises `ValueError`, before anything is simulated, where the budget is too small for this many particles, or for the
+    correction and the schedule that were asked for.
     """
     refinement, reason = choose(problem, num_particles) if refine == "auto" else (refine, "asked for")
     if refinement is None and not guided:
         raise ValueError("without the guided flow and without a refinement there is nothing to do: set refine")
     evaluate = evaluator or Evaluator(problem, block_size(num_particles), chunk_size)
-    before = evaluate.count
-    evaluate.limit = None if max_forward_evaluations is None else before + max_forward_evaluations
+    ledger = evaluate.ledger
+    before, failed_before, ledger.short = ledger.count, ledger.num_failed, False
+    if max_forward_evaluations is not None:
+        ledger.limit, ledger.whole_limit = before + max_forward_evaluations, max_forward_evaluations
+    as_asked = correction is not None or schedule is not None
+    least = LEAST if refinement is not None else 0 if as_asked else MIN_LEVELS + check
+    if ledger.remaining < least * num_particles:
+        raise ValueError(ledger.too_few(f"num_particles={num_particles}", least * num_particles))
     key_guide, key_refine = jr.split(key)
-    flow = None
+    flow, messages = None, []
     if guided:
         num_guided = num_particles if refinement is None else refinement.num_guided(num_particles, problem.dim)
-        reserve = (int(check) if refinement is None else LEAST) * num_particles
-        correction = _affordable(correction, schedule, num_guided, evaluate.remaining - reserve, refinement)
-        if correction is not None:
-            flow = guide(
-                key_guide,
-                problem,
-                num_particles=num_guided,
-                correction=correction,
-                schedule=schedule,
-                evaluator=evaluate,
-                progress=None if progress is None else progress.guide,
-            )
+        # The check can be done without, for the sake of what the user asked for.
+        kept = LEAST if refinement is not None else int(check and not as_asked)
+        with ledger.reserving(kept * num_particles):
+            if correction is None:
+                correction, messages = _affordable(schedule, num_guided, ledger.remaining, refinement)
+            if correction is not None:
+                flow = guide(
+                    key_guide,
+                    problem,
+                    num_particles=num_guided,
+                    correction=correction,
+                    schedule=schedule,
+                    evaluator=evaluate,
+                    progress=None if progress is None else progress.guide,
+                )
     if refinement is None:
-        if flow is None:
-            raise ValueError(_too_few(max_forward_evaluations, num_particles, (2 + check) * num_particles))
+        assert flow is not None  # the budget pays for two levels at least
         flow.stats["refinement"] = "none: asked for"
-        return _checked(flow, problem, evaluate) if check else flow
-    if evaluate.remaining < LEAST * num_particles:
-        raise ValueError(_too_few(max_forward_evaluations, num_particles, LEAST * num_particles))
-    posterior = refinement.run(
-        key_refine,
-        problem,
-        num_particles=num_particles,
-        guided=None if flow is None else flow.draws,
-        evaluator=refinement.evaluator(problem, evaluate),
-        progress=None if progress is None else progress.refine,
-    )
-    if flow is not None:
-        posterior.num_forward_evaluations += flow.num_forward_evaluations
-        posterior.method = f"{flow.method} + {posterior.method}"
-    posterior.stats = {"refinement": f"{type(refinement).__name__}: {reason}", **posterior.stats}
+        posterior = _checked(flow, problem, evaluate) if check else flow
+    else:
+        posterior = refinement.run(
+            key_refine,
+            problem,
+            num_particles=num_particles,
+            guided=None if flow is None else flow.draws,
+            evaluator=refinement.evaluator(problem, evaluate),
+            progress=None if progress is None else progress.refine,
+        )
+        if flow is not None:
+            posterior.method = f"{flow.method} + {posterior.method}"
+        posterior.stats = {"refinement": f"{type(refinement).__name__}: {reason}", **posterior.stats}
+    # One account for all stages: what each of them counted for itself is part of it.
+    posterior.num_forward_evaluations = ledger.count - before
+    posterior.stats["num_failed"] = ledger.num_failed - failed_before
+    if ledger.num_skipped:
+        posterior.stats["num_not_simulated"] = ledger.num_skipped
+    posterior.messages += messages
+    if ledger.short and not any("max_forward_evaluations" in sentence for sentence in posterior.messages):
+        posterior.messages.append(CUT_SHORT)
     return posterior
+
+
+CUT_SHORT = (
+    "the budget of forward evaluations cut the run short: raise max_forward_evaluations, or lower num_particles"
+)
 
 
 def _checked(flow: Posterior, problem: InverseProblem, evaluate: Evaluator) -> Posterior:
     """The guided ensemble, with what one more simulation of every particle says about it."""
-    if evaluate.remaining < flow.num_particles:
+    if not evaluate.affords(flow.num_particles):
         flow.messages.append(
             "the budget left no evaluation to check the guided ensemble: raise max_forward_evaluations"
         )
@@ -112,7 +134,6 @@ def _checked(flow: Posterior, problem: InverseProblem, evaluate: Evaluator) -> P
     prior_draws = _prior_draws(problem.prior, jr.split(jr.key(0), NUM_PRIOR_DRAWS))
     log_likelihood, response = evaluate.log_likelihood_and_response(flow.draws)
     found = check_ensemble(flow.draws, *response, prior_draws, flow.slope)
-    flow.num_forward_evaluations += flow.num_particles
     flow.log_likelihood = log_likelihood
     flow.stats |= found.stats()
     flow.messages += found.warnings()
@@ -125,23 +146,29 @@ def _prior_draws(prior: Prior, keys):
 
 
 LEAST = 4  # evaluations a draw that any refinement needs to be of use
+MIN_LEVELS = 2  # of a guided flow
 
 
-def _affordable(correction, schedule, num_guided: int, budget: float, refinement) -> Correction | None:
-    """The correction with as many levels as half the budget pays for; None where that is not even two."""
-    share = budget if refinement is None else budget / 2
+def _affordable(
+    schedule: Schedule | None, num_guided: int, budget: float, refinement: Refinement | None
+) -> tuple[Correction | None, list[str]]:
+    """The default correction, with as many levels as half the budget pays for, and what the user should know of it.
+
+    None where that is not even two. Levels that the user asked for stay.
+    """
     usual = KalmanCorrection() if refinement is None else KalmanCorrection(num_steps=PROPOSAL_LEVELS)
-    if correction is None and schedule is None:
-        num_steps = int(min(usual.num_steps, share // num_guided))
-        return None if num_steps < 2 else KalmanCorrection(num_steps=num_steps)
-    return usual if correction is None else correction
-
-
-def _too_few(budget: int | None, num_particles: int, least: int) -> str:
-    return (
-        f"max_forward_evaluations={budget} is too few for num_particles={num_particles}: allow at least "
-        f"{least:,}, or lower num_particles"
+    if schedule is not None:
+        return usual, []
+    share = budget if refinement is None else budget / 2
+    num_steps = int(min(usual.num_steps, share // num_guided))
+    if num_steps == usual.num_steps:
+        return usual, []
+    of = f"to {num_steps} of {usual.num_steps} noise levels" if num_steps >= MIN_LEVELS else "altogether"
+    message = (
+        f"the budget of forward evaluations cut the guided flow {of}: raise max_forward_evaluations, or lower "
+        "num_particles"
     )
+    return KalmanCorrection(num_steps=num_steps) if num_steps >= MIN_LEVELS else None, [message]
 
 
 # Particles a dimension that half the ensemble needs, for a reference fitted to it.

@@ -48,7 +48,8 @@ def test_number_of_guided_levels(record):
     _, data, _, correction, schedule = record
     guided = [bool(correction.is_guided(i, schedule.num_steps)) for i in range(schedule.num_steps)]
     assert sum(guided) == data["num_guided_steps"]
-    assert correction.evaluations_per_particle(schedule.num_steps) == correction.num_updates * sum(guided)
+    planned = [correction.num_updates_at(i, schedule.num_steps) for i in range(schedule.num_steps)]
+    assert sum(planned) == correction.num_updates * sum(guided)
 
 
 def test_recorded_updates(record):

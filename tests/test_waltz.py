@@ -325,7 +325,7 @@ def test_evaluations_run_out():
     ):
         assert words in posterior.messages[0]
     assert told[-1] == (1.0, "4 steps")
-    assert "2,560 evaluations" in told[0][1]
+    assert told[0][1].startswith("correlation ")
     evaluator.limit = evaluator.count + J - 1
     with pytest.raises(ValueError, match="needs a forward evaluation for each of its 512 starting .* 511 are left"):
         DiffusionWaltz().run(jr.key(9), LINEAR, num_particles=J, evaluator=evaluator)
@@ -337,12 +337,11 @@ def test_rounds_are_over():
     assert "raise max_rounds" in posterior.messages[0]
 
 
-def test_an_evaluator_for_another_space_is_not_used():
+def test_an_evaluator_for_another_space_is_not_used_but_its_account_is():
     other = Evaluator(InverseProblem(GaussianPrior.standard(2), LINEAR.forward, LINEAR.likelihood), 256)
     other.limit = 3 * J
     posterior = DiffusionWaltz().run(jr.key(11), LINEAR, num_particles=J, evaluator=other)
-    assert other.count == 0
-    assert posterior.num_forward_evaluations == 3 * J
+    assert other.count == posterior.num_forward_evaluations == 3 * J
 
 
 def test_drift_is_found_and_equilibrium_is_not_called_drift():

@@ -49,8 +49,11 @@ class Correction(eqx.Module):
         """Steer the ensemble by the data at `level.sigma` and bring it to `level.sigma_next`."""
 
     @abc.abstractmethod
-    def evaluations_per_particle(self, num_steps: int) -> int:
-        """Exact number of forward evaluations a particle in a run of `num_steps` levels."""
+    def num_updates_at(self, index: int, num_steps: int) -> int:
+        """How often `step` simulates every particle at level `index` of `num_steps`: for planning, nothing counts it.
+
+        A step that asks for more than the budget has left ends the flow (`BudgetEnd`).
+        """
 
     def slope(self, memory: Any) -> Float[Array, "dim m"] | None:
         """The linear map from latent to output learned on the way, None where there is none."""

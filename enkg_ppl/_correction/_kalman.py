@@ -86,8 +86,8 @@ class KalmanCorrection(Correction):
         response = jax.eval_shape(lambda x_j: problem.likelihood.response(problem.forward(x_j)), x_j)
         return no_pairs(x.shape[0], x.shape[1], response.prediction.shape[0], x.dtype)
 
-    def evaluations_per_particle(self, num_steps: int) -> int:
-        return num_steps
+    def num_updates_at(self, index: int, num_steps: int) -> int:
+        return 1
 
     def slope(self, memory: Pairs) -> Float[Array, "dim m"]:
         return memory.slope
@@ -101,7 +101,9 @@ class KalmanCorrection(Correction):
         responses = respond(z)
         perturbations = normals(key_perturb, responses.prediction.shape, x.dtype)
         noise = normals(key_noise, x.shape, x.dtype)
-        return _analyse(self, problem.prior, x, z, responses, level, memory, perturbations, noise)
+        # Not the number of levels, which the program does not depend on.
+        settings = (self.memory, self.max_innovation)
+        return _analyse(settings, problem.prior, x, z, responses, level, memory, perturbations, noise)
 
 
 # With random numbers from outside (`enkg_ppl._random`), the kernels of Gaussian priors are quick to compile.
@@ -134,7 +136,7 @@ def _draw(key: Key, prior, x: Ensemble, sigma, num_draw_steps: int) -> Ensemble:
 
 @eqx.filter_jit
 def _analyse(
-    settings: KalmanCorrection,
+    settings: tuple[float, float],
     prior: Prior,
     x: Ensemble,
     z: Ensemble,
@@ -145,6 +147,7 @@ def _analyse(
     noise: Ensemble,
 ):
     """The Kalman update of z and the step to the next noise level; returns it and what was learned."""
+    forget, max_innovation = settings
     usable = jnp.all(jnp.isfinite(responses.prediction) & jnp.isfinite(responses.observation), axis=1)
     n = jnp.maximum(jnp.sum(usable), 2)
     gamma, relative = _noise(responses.noise, usable)
@@ -159,16 +162,16 @@ def _analyse(
     if prior.has_affine_denoiser:  # one covariance serves all particles
         CA = covariance_product(prior, x[0], level.sigma, A)
         system = (CA, *eigh(A.T @ CA + jnp.diag(S)))
-        shifts = jax.vmap(lambda b, s: kalman_shift(*system, b, s, settings.max_innovation))(innovation, relative)
+        shifts = jax.vmap(lambda b, s: kalman_shift(*system, b, s, max_innovation))(innovation, relative)
     else:
 
         def shift(x_j, b, s):
-            return krylov_shift(prior, x_j, level.sigma, A, S + s, b, settings.max_innovation)
+            return krylov_shift(prior, x_j, level.sigma, A, S + s, b, max_innovation)
 
         chunk = PARTICLES_AT_A_TIME if prior.chunk_size is None else min(PARTICLES_AT_A_TIME, prior.chunk_size)
         shifts = in_chunks(chunk, shift, x, innovation, relative)
     x0 = z + jnp.where(usable[:, None], shifts, 0.0)
-    return x0 + level.sigma_next * noise, learn(memory, r, q, usable.astype(x.dtype), settings.memory)
+    return x0 + level.sigma_next * noise, learn(memory, r, q, usable.astype(x.dtype), forget)
 
 
 def _centred(a: Float[AnyArray, "particles _"], usable, n):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.core import Tracer
+from jaxtyping import Array, Float
 
 from enkg_ppl._correction._base import Correction, Level
 from enkg_ppl._flow import euler_step, euler_to_zero
@@ -67,8 +68,8 @@ class PublishedCorrection(Correction):
         first, last = self.start_fraction * num_steps, num_steps - int(self.stop_fraction * num_steps)
         return (first < index) & (index < last)
 
-    def evaluations_per_particle(self, num_steps: int) -> int:
-        return self.num_updates * sum(bool(self.is_guided(i, num_steps)) for i in range(num_steps))
+    def num_updates_at(self, index: int, num_steps: int) -> int:
+        return self.num_updates if self.is_guided(index, num_steps) else 0
 
     def num_inner_steps(self, index, num_steps: int):
         """Euler steps from level `index` to noise level 0."""
@@ -108,10 +109,24 @@ def _to_zero(prior, x: Ensemble, sigma, num_steps, sigma_last: float, rho: float
 
 @eqx.filter_jit
 def _kalman_step(x: Ensemble, response: Response, scale) -> Ensemble:
-    g = response.prediction
-    e = g - response.observation
-    c = e @ (g - jnp.mean(g, axis=0, keepdims=True)).T / g.shape[0]
-    return x - scale / jnp.linalg.norm(c) * c @ (x - jnp.mean(x, axis=0, keepdims=True))
+    """The update of the particles that were simulated; one whose simulation failed stays, and moves no other."""
+    g, y = response.prediction, response.observation
+    usable = jnp.all(jnp.isfinite(g) & jnp.isfinite(y), axis=1)[:, None]
+    n = jnp.maximum(jnp.sum(usable), 1)
+    g, y, there = (jnp.where(usable, a, 0.0) for a in (g, y, x))
+    # c is only used over its norm: in other units, by a power of two, it is the same to the last bit, and finite.
+    largest = jnp.maximum(jnp.max(jnp.abs(g)), jnp.max(jnp.abs(y)))
+    unit = jnp.exp2(jnp.floor(jnp.log2(jnp.where(largest > 0, largest, 1.0))))
+    g, y = g / unit, y / unit
+    e = g - y
+    c = e @ _centred(g, usable, n).T / n
+    norm = jnp.linalg.norm(c)
+    return x - scale / jnp.where(norm > 0, norm, 1.0) * c @ _centred(there, usable, n)
+
+
+def _centred(a: Float[Array, "particles _"], usable, n):
+    """Minus the mean of the usable rows; the others, which are zero, stay so."""
+    return jnp.where(usable, a - jnp.sum(a, axis=0, keepdims=True) / n, 0.0)
 
 
 @eqx.filter_jit

@@ -19,9 +19,11 @@ from enkg_ppl._correction import Correction
 from enkg_ppl._diagnostics import Diagnostics
 from enkg_ppl._ensembles import METHODS, EnsembleMethod, Meeting, run_ensembles
 from enkg_ppl._forward import Evaluator
-from enkg_ppl._infer import LEAST, Progress, infer
+from enkg_ppl._infer import Progress, infer
+from enkg_ppl._ledger import Ledger
 from enkg_ppl._numpyro._arguments import as_typed_key, check_count, check_extra_fields, refuse_unknown
 from enkg_ppl._numpyro._model import NumPyroModel
+from enkg_ppl._numpyro._partial import PartialResult, kept_on_failure
 from enkg_ppl._numpyro._predict import predict, sample_observed
 from enkg_ppl._numpyro._refusals import ModelError
 from enkg_ppl._numpyro._result import Result, collect
@@ -53,8 +55,9 @@ class EnKG(MCMC):
     `refine`: "auto" (default) makes the posterior exact from the guided ensemble, by `TemperedSMC` or, in latent spaces
     large for this many particles, `LatentSlice` (`diagnostics()` says which and why); a refinement such
     as `TemperedSMC(...)` does so with your settings; None returns the guided ensemble as it is.
-    `max_forward_evaluations`: of the simulator, for the whole run; never exceeded, and a warning says where it cut
-    the run short. `progress_bar`: show one.
+    `max_forward_evaluations`: of the simulator, for the whole run, shared equally by the ensembles; never exceeded. A
+    warning says where it cut the run short; what it cannot pay for at all is refused before the first simulation.
+    `progress_bar`: show one.
     `chunk_size`: particles simulated at a time, to bound memory (default: all).
 
     Source: Zheng et al., arXiv 2409.20175 (guidance); see `TemperedSMC` for the refinement.
@@ -108,6 +111,7 @@ class EnKG(MCMC):
         self._args: tuple = ()
         self._kwargs: dict[str, Any] = {}
         self._result: Result | TracedResult | None = None
+        self.partial: PartialResult | None = None
 
     def __repr__(self) -> str:
         done = "not run yet" if self._result is None else f"{self.num_forward_evaluations:,} forward evaluations"
@@ -125,29 +129,39 @@ class EnKG(MCMC):
         ArviZ and `diagnostics` read stays on the host, where the warnings are given.
 
         Raises `ModelError` (a `ValueError`) where the model cannot be inferred, `BlackBoxError` where a black box
-        fails, `TypeError` for arguments that the model does not take. Warns where a diagnostic trips.
+        fails, `TypeError` for arguments that the model does not take. Warns where a diagnostic trips. What was done
+        before an error is then in `partial` (see `PartialResult`), which is None after a run that ended well.
         """
         check_extra_fields(extra_fields)
         if is_traced(rng_key, args, kwargs):
             self._result = run_traced(self, as_typed_key(rng_key), args, kwargs, extra_fields)
             return
         started = time.perf_counter()
+        self.partial = None
         rng_key = as_typed_key(rng_key)
         numpyro_model = NumPyroModel(self.model, args, kwargs)
         problem = numpyro_model.problem()
+        ledgers = Ledger.shared(self.max_forward_evaluations, self.num_ensembles)
         evaluator = Evaluator(problem, block_size(self.num_particles), self.chunk_size)
-        budget = self._budget()
-        with ProgressBar(self.progress_bar, self.num_ensembles) as bar:
+        finished: dict[int, Posterior] = {}
+        with (
+            kept_on_failure(self, numpyro_model, problem, ledgers, finished, evaluator.batch_size),
+            ProgressBar(self.progress_bar, self.num_ensembles, lambda: sum(ledger.count for ledger in ledgers)) as bar,
+        ):
 
             def one(i: int, meeting: Meeting | None) -> Posterior:
                 progress = Progress(functools.partial(bar.guide, i), functools.partial(bar.refine, i))
-                own = evaluator.another(meeting)
-                posterior = self._infer(jr.fold_in(rng_key, i), numpyro_model, problem, own, budget, progress)
+                own = evaluator.another(ledgers[i], meeting)
+                with ledgers[i].reserving(self.num_particles):  # for the last look at the draws
+                    finished[i] = self._infer(jr.fold_in(rng_key, i), numpyro_model, problem, own, progress)
                 bar.done(i)
-                return posterior
+                return finished[i]
 
             posteriors = run_ensembles(one, self.num_ensembles, self.ensemble_method)
-        result = collect(numpyro_model, problem, posteriors, evaluator.batch_size, self.chunk_size, extra_fields)
+            result = collect(
+                numpyro_model, problem, posteriors, ledgers, evaluator.batch_size, self.chunk_size, extra_fields
+            )
+            bar.finish()
         result.seconds = time.perf_counter() - started
         self._args, self._kwargs, self._result = args, kwargs, result
         for sentence in result.diagnostics.warnings:
@@ -159,7 +173,6 @@ class EnKG(MCMC):
         numpyro_model: NumPyroModel,
         problem: InverseProblem,
         evaluator: Evaluator,
-        budget,
         progress: Progress,
     ) -> Posterior:
         """One ensemble: the guided flow, then the refinement."""
@@ -173,25 +186,11 @@ class EnKG(MCMC):
             correction=self.correction,
             schedule=self.schedule,
             refine=self.refine,
-            max_forward_evaluations=budget,
             guided=bool(numpyro_model.guided),
             check=False,  # the last look at the draws does that
             evaluator=evaluator,
             progress=progress,
         )
-
-    def _budget(self) -> int | None:
-        """Forward evaluations for one ensemble, those of the last look at its draws apart."""
-        if self.max_forward_evaluations is None:
-            return None
-        budget = self.max_forward_evaluations // self.num_ensembles - self.num_particles
-        if budget < LEAST * self.num_particles:
-            least = (LEAST + 1) * self.num_particles * self.num_ensembles
-            raise ValueError(
-                f"max_forward_evaluations={self.max_forward_evaluations} is too few for {self.num_ensembles} x "
-                f"{self.num_particles} particles: allow at least {least:,}, or lower num_particles"
-            )
-        return budget
 
     # -- results -------------------------------------------------------------------------------------------------
 

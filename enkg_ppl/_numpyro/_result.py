@@ -12,7 +12,8 @@ import numpy as np
 from enkg_ppl._blackbox import raise_host_failure
 from enkg_ppl._diagnostics import Diagnostics, diagnose
 from enkg_ppl._field_diagnostics import NUM_PRIOR_DRAWS, check_ensemble
-from enkg_ppl._forward import ensemble_forward
+from enkg_ppl._forward import ensemble_forward, has_failed
+from enkg_ppl._ledger import Ledger
 from enkg_ppl._numpyro._model import NumPyroModel
 from enkg_ppl._numpyro._observation import Observation
 from enkg_ppl._numpyro._simulator import Simulator
@@ -52,19 +53,26 @@ def _look(simulator: Simulator, likelihood, guided: bool, z: jax.Array, chunk_si
 
 
 def collect(
-    model: NumPyroModel, problem: InverseProblem, posteriors: list[Posterior], block: int, chunk_size, extra_fields
+    model: NumPyroModel,
+    problem: InverseProblem,
+    posteriors: list[Posterior],
+    ledgers: list[Ledger],
+    block: int,
+    chunk_size,
+    extra_fields,
 ) -> Result:
     """Run the model once more at every draw, for deterministic sites, pointwise likelihood and misfit."""
     likelihood, prior, guided = problem.likelihood, problem.prior, bool(model.guided)
     parts = []
-    for posterior in posteriors:
+    for posterior, ledger in zip(posteriors, ledgers, strict=True):
+        ledger.book(posterior.num_particles)
+        draws, finite = _without_wrecks(np.asarray(posterior.draws))
         with raise_host_failure():
-            parts.append(
-                jax.block_until_ready(
-                    _look(model.simulator, likelihood, guided, jnp.asarray(posterior.draws), chunk_size)
-                )
-            )
-        posterior.num_forward_evaluations += posterior.num_particles
+            found = jax.block_until_ready(_look(model.simulator, likelihood, guided, jnp.asarray(draws), chunk_size))
+        parts.append(found if finite.all() else jax.tree.map(lambda a, finite=finite: _only(finite, a), found))
+        ledger.num_failed += int((has_failed(np.asarray(parts[-1][3])) & finite).sum())
+        posterior.num_forward_evaluations = ledger.count
+        posterior.stats["num_failed"] = ledger.num_failed
     samples, observations, pointwise, log_likelihood, response = jax.tree.map(lambda *a: jnp.stack(a), *parts)
     scores = [p.draws if is_standard(prior) else encode_all(prior, p.draws, block) for p in posteriors]
     z = jnp.stack([jnp.asarray(score) for score in scores])
@@ -109,6 +117,20 @@ def collect(
         diagnostics=diagnostics,
         seconds=0.0,
     )
+
+
+def _without_wrecks(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The draws, another (or the middle of the prior) in place of those that are not finite; and which are finite."""
+    finite = np.isfinite(draws).all(axis=1)
+    stand_in = draws[finite][:1] if finite.any() else np.zeros_like(draws[:1])
+    return np.where(finite[:, None], draws, stand_in), finite
+
+
+def _only(finite: np.ndarray, a: jax.Array) -> jax.Array:
+    """NaN instead of what the stand-ins gave, where there is NaN."""
+    if not jnp.issubdtype(a.dtype, jnp.inexact):
+        return a
+    return jnp.where(finite.reshape(-1, *[1] * (a.ndim - 1)), a, jnp.nan)
 
 
 def is_standard(prior: Prior) -> bool:

@@ -51,7 +51,10 @@ def run_traced(enkg, rng_key: jax.Array, args: tuple, kwargs: dict[str, Any], ex
         one = copy.copy(enkg)
         one.progress_bar = False
         with settings():
-            one.run(jr.wrap_key_data(jnp.asarray(key_data)), *args, extra_fields=extra_fields, **kwargs)
+            try:
+                one.run(jr.wrap_key_data(jnp.asarray(key_data)), *args, extra_fields=extra_fields, **kwargs)
+            finally:
+                enkg.partial = one.partial
             return jax.tree.map(np.asarray, outcome(one))
 
     shapes = _shapes(enkg, eqx.combine(jax.tree.map(_blank, dynamic), static), extra_fields)

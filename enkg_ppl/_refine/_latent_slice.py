@@ -77,8 +77,9 @@ class LatentSlice(Refinement):
                 )
                 settled = drift_p >= LEAST_DRIFT_P and mixed.correlation <= mixed.limit
             before = ensemble
-            progress(min(0.99, done / self.max_cycles), f"{done} cycles, {evaluate.count:,} evaluations")
-            if mixed.out_of_budget or evaluate.remaining < num_particles:
+            evaluate.reach(f"moved for {done} of at most {self.max_cycles} cycles", ensemble.position)
+            progress(min(0.99, done / self.max_cycles), f"{done} cycles")
+            if mixed.out_of_budget or settled or not evaluate.affords(num_particles):
                 break
         messages = []
         if not settled:

@@ -112,7 +112,10 @@ def mix(
             largest_correlation(_features(start), _features(ensemble)),
             largest_correlation(memberships(places, start.position), memberships(places, ensemble.position)),
         )
-        out_of_budget = space.remaining - reserve < 1.2 * (space.evaluate.count - before)
+        goes_on = cycle < cycles.least or (cycle < cycles.most and correlation > limit)
+        # A cycle costs an evaluation a particle at least.
+        cost = max(1.2 * (space.evaluate.count - before), num_particles)
+        out_of_budget = goes_on and not space.affords(reserve + cost)
         if out_of_budget:
             break
     kept, fresh = accepted / np.maximum(tried, 1)

@@ -112,7 +112,7 @@ def jump(
     Returns the group and which particles moved: none where the evaluations do not suffice.
     """
     (n, d), dtype, block = group.position.shape, group.position.dtype, space.block
-    if space.remaining < n:
+    if not space.affords(n):
         return group, np.zeros(n, bool)
     k, df = reference.num_components, float(reference.df)
     labels, chi2 = rng.random((n, 2 * k)).astype(dtype), rng.chisquare([df + d, df], (n, 2)).astype(dtype)
@@ -131,7 +131,7 @@ def slice_move(rng: np.random.Generator, space: Space, target: Target, reference
     # Only the particles still pending go on, so that the last few cost one block.
     moved, left = Group(*(np.array(a) for a in group)), np.arange(n)
     for _ in range(MAX_SHRINKS):
-        if len(left) == 0 or space.remaining < len(left):
+        if len(left) == 0 or not space.affords(len(left)):
             break
         here = Group(*(a[left] for a in moved))
         shrinks = rng.random(len(left)).astype(dtype)

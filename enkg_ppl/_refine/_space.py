@@ -47,6 +47,10 @@ class Space:
     def remaining(self) -> float:
         return self.evaluate.remaining
 
+    def affords(self, num: float) -> bool:
+        """Whether so many evaluations may still be made; see `Ledger.affords`."""
+        return self.evaluate.affords(num)
+
     def group(self, position: Ensemble) -> Group:
         """The particles at these positions: one forward evaluation each."""
         z, log_prior = self.latents(position)

@@ -44,7 +44,7 @@ class Starts:
         start = self._covering(plain, z, 0)
         pairs = self._pairs()
         self.scales = () if pairs is None else scales(self.evaluate, self.problem.free_values, pairs)
-        if pairs is None or not self.scales or self.evaluate.remaining < 2 * PILOTS:
+        if pairs is None or not self.scales or not self.evaluate.affords(2 * PILOTS):
             return plain, start
         free, d = self.problem.free_values, z.shape[1]
         space = Space(self.evaluate, fit_conditional(free, pairs.free, pairs.response, self.scales, d))
@@ -56,7 +56,7 @@ class Starts:
     def from_scouts(self, z: Ensemble) -> tuple[Space, Start]:
         """From draws of the posterior, which are simulated once more where the problem has scales."""
         space = Space(self.evaluate)
-        if self.scales and self.evaluate.remaining >= len(z):
+        if self.scales and self.evaluate.affords(len(z)):
             free, response = self.problem.free_values, self.evaluate.log_likelihood_and_response(z)[1]
             pairs = simulated(self.evaluate, free, z, response)
             if pairs is not None:

@@ -112,14 +112,17 @@ class TemperedSMC(Refinement):
         starts = Starts(rng, evaluate, problem, linearised, self.num_components, room, self.prior_share, self.inflation)
         space, start, stage, runs = Space(evaluate), None, 0, []
         if guided is not None:
-            space, start = starts.from_guided(encode_all(problem.prior, guided, evaluate.batch_size))
+            with evaluate.ledger.reserving(num_particles):  # for the first look at the whole ensemble
+                space, start = starts.from_guided(encode_all(problem.prior, guided, evaluate.batch_size))
         reserve = RESERVE * num_particles
         scouts = self._scouts(problem.dim)
-        if scouts < num_particles and evaluate.remaining >= reserve + RESERVE_SCOUTS * scouts:
+        if scouts < num_particles and evaluate.affords(reserve + RESERVE_SCOUTS * scouts):
             tempering.say(0.0, f"{scouts} scouts")
-            runs.append(tempering.run(scouts, space, start, stage, reserve))
+            with evaluate.ledger.reserving(reserve):
+                runs.append(tempering.run(scouts, space, start, stage, 0))
             z, _ = space.latents(runs[0].ensemble.position)
-            space, start = starts.from_scouts(z)
+            with evaluate.ledger.reserving(num_particles):
+                space, start = starts.from_scouts(z)
             stage = 1
         runs.append(tempering.run(num_particles, space, start, stage, None))
         last = runs[-1]
@@ -205,7 +208,8 @@ class _Tempering:
             cost = evaluate.count - before
             level = {"beta": beta, "ess": ess, "num_particles": n, "evaluations": cost}
             run.levels.append(level | dataclasses.asdict(mixed))
-            self.say(beta, f"temperature {beta:.3g}, {evaluate.count:,} evaluations")
+            evaluate.reach(f"tempered to {beta:.3g} of 1", space.latents(run.ensemble.position)[0])
+            self.say(beta, f"temperature {beta:.3g}")
         return run
 
     def _cycles(self, end: bool) -> Cycles:
@@ -216,7 +220,7 @@ class _Tempering:
 def _out_of_budget(runs: list[_Run], limit: int | None) -> list[str]:
     """What the user should read where evaluations ran out."""
     stopped = [run.stopped_at for run in runs if run.stopped_at is not None]
-    if not stopped and not runs[-1].levels[-1]["out_of_budget"]:
+    if not stopped and not any(level["out_of_budget"] for run in runs for level in run.levels):
         return []
     where = "before the moves had forgotten their start"
     if stopped:

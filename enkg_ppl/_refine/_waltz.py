@@ -122,13 +122,14 @@ class DiffusionWaltz(Refinement):
         verdict, out_of_budget = None, False
         for round_ in range(self.max_rounds):
             for _ in range(self.steps_per_round):
-                out_of_budget = evaluate.remaining < num_particles
+                out_of_budget = not evaluate.affords(num_particles)
                 if out_of_budget:
                     break
                 waltz.step()
             snapshots.append(waltz.snapshot())
             verdict = compare(rng, snapshots, self.max_correlation)
-            words = f"correlation {verdict.correlation:.2f}, {evaluate.count - count:,} evaluations"
+            words = f"correlation {verdict.correlation:.2f}"
+            evaluate.reach(f"moved for {waltz.num_steps} steps", snapshots[-1].x)
             progress((round_ + 1) / self.max_rounds, words)
             if out_of_budget or verdict.good(self.min_drift_p):
                 break
@@ -277,13 +278,12 @@ def _prior_draws(prior: Prior, seeds) -> Ensemble:
 
 
 def _evaluator(problem: InverseProblem, num_particles: int, evaluator: Evaluator | None) -> Evaluator:
-    """The one that was handed over if it is for this problem; else one of our own with what is left of its budget."""
+    """The one that was handed over if it is for this problem; else one of our own with its account."""
     if evaluator is not None and evaluator.problem.prior is problem.prior:
         return evaluator
-    own = Evaluator(problem, block_size(num_particles) if evaluator is None else evaluator.batch_size)
-    if evaluator is not None and evaluator.limit is not None:
-        own.limit = evaluator.limit - evaluator.count
-    return own
+    if evaluator is None:
+        return Evaluator(problem, block_size(num_particles))
+    return Evaluator(problem, evaluator.batch_size, ledger=evaluator.ledger)
 
 
 def _start(rng: np.random.Generator, prior: Prior, num_particles: int, guided, block: int) -> Points:
