@@ -6,8 +6,9 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from enkg_ppl import GaussianLikelihood, GaussianPrior, InverseProblem, blackbox
+from enkg_ppl import GaussianLikelihood, GaussianPrior, InverseProblem, Response, blackbox
 from enkg_ppl._forward import Evaluator
+from enkg_ppl._ledger import BudgetEnd
 
 X = np.asarray(jr.normal(jr.key(0), (21, 2)))
 LIKELIHOOD = GaussianLikelihood(jnp.array([0.1, 0.2]), 0.5)
@@ -91,3 +92,70 @@ def test_a_likelihood_of_zero_is_no_failure():
     found = evaluate.log_likelihood(X)
     np.testing.assert_array_equal(np.isneginf(found), np.sin(X[:, 0]) <= 0)
     assert evaluate.num_failed == 0
+
+
+def careful(x):
+    """Never called with what is not a number."""
+    assert np.isfinite(x).all()
+    return np.sin(x)
+
+
+@pytest.mark.parametrize("rows", [[3], [0, 20], range(21)])
+def test_particles_that_are_not_finite_are_not_simulated(rows):
+    simulate = blackbox(careful, (2,), vectorized=True)
+    evaluate = Evaluator(InverseProblem(GaussianPrior.standard(2), simulate, LIKELIHOOD), batch_size=11)
+    x = X.copy()
+    x[list(rows), 0] = [np.nan, np.inf][len(rows) % 2]
+    bad = ~np.isfinite(x).all(axis=1)
+    log_likelihood, response = evaluate.log_likelihood_and_response(x)
+    expected = np.array([LIKELIHOOD.log_prob(g) for g in np.sin(X)])
+    np.testing.assert_allclose(log_likelihood, np.where(bad, -np.inf, expected), rtol=1e-12)
+    for a, b in zip(evaluate.response(x), response, strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(np.isnan(a).any(axis=1), bad)
+    np.testing.assert_array_equal(evaluate.log_likelihood(x), log_likelihood)
+    assert evaluate.count == simulate.num_calls == 3 * (21 - bad.sum())
+    assert (evaluate.num_failed, evaluate.ledger.num_skipped) == (0, 3 * bad.sum())
+
+
+def test_failures_are_counted_in_the_guided_flow_too():
+    """A mean that does not exist is no failure where the likelihood does."""
+
+    class Centreless(GaussianLikelihood):
+        def response(self, g):
+            return Response(jnp.where(g > 0.9, jnp.nan, g), self.y, self.noise_sd**2)
+
+    problem = InverseProblem(
+        GaussianPrior.standard(2), lambda x: jnp.where(x < -1, jnp.nan, x), Centreless(jnp.zeros(2), 1.0)
+    )
+    evaluate = Evaluator(problem, batch_size=4)
+    response = evaluate.response(X)
+    failed = (X < -1).any(axis=1)
+    assert 0 < failed.sum() < np.isnan(response.prediction).any(axis=1).sum()
+    assert evaluate.num_failed == failed.sum()
+
+
+def test_nothing_is_simulated_over_the_limit():
+    simulate = blackbox(careful, (2,), vectorized=True)
+    evaluate = Evaluator(InverseProblem(GaussianPrior.standard(2), simulate, LIKELIHOOD), batch_size=11)
+    evaluate.limit = 50
+    evaluate.response(X)
+    other = evaluate.handed_to(InverseProblem(GaussianPrior.standard(2), simulate, LIKELIHOOD))
+    other.log_likelihood(X)
+    for ask in (evaluate, other):
+        with pytest.raises(BudgetEnd, match="21 simulations were asked for where 8 are left of max_forward_eval"):
+            ask.log_likelihood(X)
+    assert simulate.num_calls == evaluate.count == other.count == 42
+
+
+def test_names_say_nothing_of_what_a_program_does():
+    @jax.jit
+    def no_host_call_here(x):
+        return jnp.sin(x)
+
+    def while_scan(x):
+        return no_host_call_here(x)
+
+    evaluate = Evaluator(InverseProblem(GaussianPrior.standard(2), jax.jit(while_scan), LIKELIHOOD), batch_size=16)
+    assert not evaluate._on_host
+    assert evaluate._sizes == [16]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from enkg_ppl import (
+    Correction,
     GaussianLikelihood,
     GaussianPrior,
     InverseProblem,
@@ -65,3 +66,89 @@ def test_evaluations_are_counted_exactly(correction, progress):
 def test_the_guard_works():
     with pytest.raises(AssertionError, match="was differentiated"):
         jax.grad(lambda x: guarded(x).sum())(jnp.ones(3))
+
+
+class Stumbling(Correction):
+    """The default correction, whose steps lose two particles, and perhaps its memory."""
+
+    of: KalmanCorrection = KalmanCorrection(num_steps=4)
+    wreck: float = jnp.nan
+    wreck_memory: bool = False
+
+    def default_schedule(self, problem):
+        return self.of.default_schedule(problem)
+
+    def start(self, key, problem, num_particles, sigma):
+        return self.of.start(key, problem, num_particles, sigma)
+
+    def init(self, problem, x):
+        return self.of.init(problem, x)
+
+    def num_updates_at(self, index, num_steps):
+        return 1
+
+    def slope(self, memory):
+        return self.of.slope(memory)
+
+    def step(self, key, x, level, problem, respond, memory):
+        x, new = self.of.step(key, x, level, problem, respond, memory)
+        x = jnp.where(jnp.isin(jnp.arange(len(x)), jnp.array([1, 5]))[:, None], self.wreck, x)
+        return x, jax.tree.map(lambda a: a * jnp.nan, new) if self.wreck_memory else new
+
+
+@pytest.mark.parametrize("progress", [None, lambda *_: None], ids=["scan", "host"])
+@pytest.mark.parametrize("wreck", [jnp.nan, jnp.inf])
+def test_lost_particles_are_replaced_and_never_simulated(progress, wreck):
+    def careful(x):
+        assert np.isfinite(x).all()
+        return np.tanh(x)
+
+    simulate = blackbox(careful, (3,), vectorized=True)
+    problem = InverseProblem(PROBLEM.prior, simulate, PROBLEM.likelihood)
+    options = {"num_particles": 16, "progress": progress}
+    posterior = guide(jr.key(0), problem, correction=Stumbling(wreck=wreck), **options)
+    draws = np.asarray(posterior.draws)
+    assert np.isfinite(draws).all()
+    # In the last step they take the places of the first two that are left.
+    np.testing.assert_array_equal(draws[[1, 5]], draws[[2, 7]])
+    assert len(np.unique(draws, axis=0)) == 14
+    assert posterior.num_forward_evaluations == simulate.num_calls == 4 * 16
+
+
+def test_a_memory_that_is_lost_does_not_spread():
+    posterior = guide(jr.key(0), PROBLEM, num_particles=16, correction=Stumbling(wreck_memory=True))
+    assert np.isfinite(posterior.draws).all()
+    np.testing.assert_array_equal(posterior.slope, 0.0)  # as it was before the first step
+
+
+def test_where_every_particle_is_lost_they_stay():
+    class Lost(Stumbling):
+        def step(self, key, x, level, problem, respond, memory):
+            return x * jnp.nan, memory
+
+    for progress in (None, lambda *_: None):
+        posterior = guide(jr.key(0), PROBLEM, num_particles=16, correction=Lost(), progress=progress)
+        assert np.isfinite(posterior.draws).all()
+        assert len(np.unique(posterior.draws, axis=0)) == 16
+
+
+@pytest.mark.parametrize("progress", [None, lambda *_: None], ids=["scan", "host"])
+def test_particles_that_start_lost_are_not_simulated(progress):
+    """What a correction asks to be simulated may be lost too: in a scan something finite stands in."""
+
+    class Reckless(KalmanCorrection):
+        def step(self, key, x, level, problem, respond, memory):
+            bad = (jnp.arange(len(x)) == 3)[:, None]
+            return super().step(key, x, level, problem, lambda z: respond(jnp.where(bad, jnp.nan, z)), memory)
+
+    seen = []
+
+    def careful(x):
+        seen.append(np.isfinite(x).all())
+        return np.tanh(x)
+
+    simulate = blackbox(careful, (3,), vectorized=True)
+    problem = InverseProblem(PROBLEM.prior, simulate, PROBLEM.likelihood)
+    posterior = guide(jr.key(0), problem, num_particles=16, correction=Reckless(4), progress=progress)
+    assert all(seen)
+    assert np.isfinite(posterior.draws).all()

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import io_callback
 
-from enkg_ppl._host_call import calls_host, host_call
+from enkg_ppl._host_call import calls_host, has_loops, host_call
 
 NUMBER = jax.ShapeDtypeStruct((), jnp.float64)
 
@@ -85,7 +86,61 @@ def test_wrong_results_are_told(wrong):
 def test_what_calls_the_host():
     assert calls_host(jax.make_jaxpr(call)(X[0, 0], Y))
     assert calls_host(jax.make_jaxpr(lambda x: jax.pure_callback(np.sum, NUMBER, x))(Y))
+    assert calls_host(jax.make_jaxpr(lambda x: io_callback(np.sum, NUMBER, x))(Y))
     assert not calls_host(jax.make_jaxpr(jnp.sin)(Y))
+    assert not calls_host(jax.make_jaxpr(lambda x: jax.debug.print("{}", x) or x)(Y))
+
+
+def custom_jvp(f):
+    g = jax.custom_jvp(f)
+    g.defjvp(lambda primals, tangents: (f(*primals), tangents[0]))
+    return g
+
+
+def custom_vjp(f):
+    g = jax.custom_vjp(f)
+    g.defvjp(lambda x: (f(x), x), lambda x, cotangent: (cotangent,))
+    return g
+
+
+def on_a_mesh(f):
+    everywhere = jax.sharding.PartitionSpec()
+    mesh = jax.make_mesh((1,), ("devices",))
+    return jax.shard_map(f, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False)
+
+
+# A function of a number that calls another one, and whether it has a loop of its own.
+WITHIN = {
+    "jit": (jax.jit, False),
+    "jit-in-jit": (lambda f: jax.jit(lambda x: jax.jit(f)(x) + 1), False),
+    "scan": (lambda f: lambda x: jax.lax.scan(lambda c, _: (f(c), None), x, None, length=2)[0], True),
+    "while": (lambda f: lambda x: jax.lax.while_loop(lambda c: f(c) < 0, lambda c: c + 1, x), True),
+    "map": (lambda f: lambda x: jax.lax.map(f, jnp.stack([x, x])), True),
+    "cond": (lambda f: lambda x: jax.lax.cond(x > 0, f, jnp.cos, x), False),
+    "switch": (lambda f: lambda x: jax.lax.switch(0, [jnp.cos, jnp.tan, f], x), False),
+    "vmap": (lambda f: lambda x: jax.vmap(f)(jnp.stack([x, x])), False),
+    "checkpoint": (jax.checkpoint, False),
+    "custom_jvp": (custom_jvp, False),
+    "custom_vjp": (custom_vjp, False),
+    "sequential_vmap": (jax.custom_batching.sequential_vmap, False),
+    "shard_map": (on_a_mesh, False),
+}
+
+
+@pytest.mark.parametrize("name", WITHIN)
+def test_what_calls_the_host_is_found_however_deep(name):
+    wrap, has_loop = WITHIN[name]
+
+    def no_host_call_nor_scan_here(x):
+        return jnp.sin(x)
+
+    def pure(x):
+        return host_call(lambda a: np.sin(a), NUMBER, x)
+
+    for f, on_host in ((jax.jit(no_host_call_nor_scan_here), False), (pure, True)):
+        program = jax.make_jaxpr(wrap(f))(1.0)
+        assert (calls_host(program), has_loops(program)) == (on_host, has_loop)
+        assert (calls_host(program.jaxpr), has_loops(program.jaxpr)) == (on_host, has_loop)
 
 
 def test_there_is_no_gradient():

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from enkg_ppl import GaussianLikelihood, InverseProblem, Karras, MixturePrior, PublishedCorrection, guide
+from enkg_ppl import GaussianLikelihood, InverseProblem, Karras, MixturePrior, PublishedCorrection, Response, guide
 from enkg_ppl._correction import Level
+from enkg_ppl._correction._published import _kalman_step
 from enkg_ppl._forward import ensemble_response
 
 RUNS = ["linear_small_scale", "linear_two_updates", "nonlinear_small_scale", "nonlinear_decaying_scale"]
@@ -108,3 +109,27 @@ def test_noise_level_cancels():
 def test_bad_settings(bad):
     with pytest.raises(ValueError, match=f"PublishedCorrection needs {next(iter(bad))}"):
         PublishedCorrection(**bad)
+
+
+def test_a_failed_simulation_moves_no_other_particle():
+    """The update of the others is the paper's of them alone; written out in NumPy. Large outputs do not overflow."""
+    rng = np.random.default_rng(0)
+    x, g, y = rng.standard_normal((12, 3)), rng.standard_normal((12, 4)), rng.standard_normal(4)
+    failed = np.isin(np.arange(12), [2, 7])
+
+    def exact(x, g):
+        e, spread = g - y, g - g.mean(axis=0)
+        c = e @ spread.T / len(g)
+        return x - 0.7 / np.linalg.norm(c) * c @ (x - x.mean(axis=0))
+
+    def update(g, y):
+        return np.asarray(_kalman_step(x, Response(g, np.tile(y, (12, 1)), np.ones((12, 4))), 0.7))
+
+    np.testing.assert_allclose(update(g, y), exact(x, g), rtol=1e-12)
+    for bad in (np.nan, np.inf):
+        found = update(np.where(failed[:, None], bad, g), y)
+        np.testing.assert_array_equal(found[failed], x[failed])
+        np.testing.assert_allclose(found[~failed], exact(x[~failed], g[~failed]), rtol=1e-12)
+    huge = 2.0**1020  # its square is no number
+    np.testing.assert_array_equal(update(g * huge, y * huge), update(g, y))
+    np.testing.assert_array_equal(update(g * 0, y * 0), x)

@@ -34,7 +34,7 @@ from enkg_ppl._prior import GaussianPrior, Prior, in_chunks, over_particles
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._random import normals
 from enkg_ppl._schedule import Karras
-from enkg_ppl._types import AnyArray, Ensemble, Key
+from enkg_ppl._types import AnyArray, Ensemble, Key, Scalar
 
 # Particles whose own derivatives of the denoiser are held in memory at a time.
 PARTICLES_AT_A_TIME = 16
@@ -101,9 +101,9 @@ class KalmanCorrection(Correction):
         responses = respond(z)
         perturbations = normals(key_perturb, responses.prediction.shape, x.dtype)
         noise = normals(key_noise, x.shape, x.dtype)
-        # Not the number of levels, which the program does not depend on.
-        settings = (self.memory, self.max_innovation)
-        return _analyse(settings, problem.prior, x, z, responses, level, memory, perturbations, noise)
+        # Not the number of levels: the program does not depend on it, and would be compiled anew for each.
+        settings, sigmas = (self.memory, self.max_innovation), (level.sigma, level.sigma_next)
+        return _analyse(settings, problem.prior, x, z, responses, sigmas, memory, perturbations, noise)
 
 
 # With random numbers from outside (`enkg_ppl._random`), the kernels of Gaussian priors are quick to compile.
@@ -141,13 +141,13 @@ def _analyse(
     x: Ensemble,
     z: Ensemble,
     responses: Response,
-    level: Level,
+    sigmas: tuple[Scalar, Scalar],
     memory: Pairs,
     perturbations: Float[Array, "particles m"],
     noise: Ensemble,
 ):
     """The Kalman update of z and the step to the next noise level; returns it and what was learned."""
-    forget, max_innovation = settings
+    (forget, max_innovation), (sigma, sigma_next) = settings, sigmas
     usable = jnp.all(jnp.isfinite(responses.prediction) & jnp.isfinite(responses.observation), axis=1)
     n = jnp.maximum(jnp.sum(usable), 2)
     gamma, relative = _noise(responses.noise, usable)
@@ -160,18 +160,18 @@ def _analyse(
     innovation = jnp.where(usable[:, None], innovation, 0.0)
 
     if prior.has_affine_denoiser:  # one covariance serves all particles
-        CA = covariance_product(prior, x[0], level.sigma, A)
+        CA = covariance_product(prior, x[0], sigma, A)
         system = (CA, *eigh(A.T @ CA + jnp.diag(S)))
         shifts = jax.vmap(lambda b, s: kalman_shift(*system, b, s, max_innovation))(innovation, relative)
     else:
 
         def shift(x_j, b, s):
-            return krylov_shift(prior, x_j, level.sigma, A, S + s, b, max_innovation)
+            return krylov_shift(prior, x_j, sigma, A, S + s, b, max_innovation)
 
         chunk = PARTICLES_AT_A_TIME if prior.chunk_size is None else min(PARTICLES_AT_A_TIME, prior.chunk_size)
         shifts = in_chunks(chunk, shift, x, innovation, relative)
     x0 = z + jnp.where(usable[:, None], shifts, 0.0)
-    return x0 + level.sigma_next * noise, learn(memory, r, q, usable.astype(x.dtype), forget)
+    return x0 + sigma_next * noise, learn(memory, r, q, usable.astype(x.dtype), forget)
 
 
 def _centred(a: Float[AnyArray, "particles _"], usable, n):
