@@ -1,7 +1,7 @@
 """A run that raises part-way loses nothing of what was done, and says what that is."""
 
 import copy
-import pickle
+import warnings
 
 import jax.numpy as jnp
 import jax.random as jr
@@ -13,7 +13,8 @@ import pytest
 from enkg_ppl import BlackBoxError, DiffusionWaltz, EnKG, LatentSlice, TemperedSMC, blackbox
 
 Y = jnp.array([0.6, 0.1])
-J = 16
+J = 32
+SLOWLY = TemperedSMC(target_ess=(0.9, 0.5))  # several temperatures
 
 
 class Flaky:
@@ -49,22 +50,27 @@ def failing(after: int, **options):
     return enkg, caught.value
 
 
-@pytest.fixture(scope="module")
-def whole():
-    """Calls of one ensemble, and its draws; nothing partial after a run that ended well."""
-    enkg = EnKG(model, num_particles=J, refine=TemperedSMC(), progress_bar=False)
-    with pytest.warns(UserWarning):  # so few particles are not enough
+def ended_well(refine):
+    """Calls of one ensemble, and its draws; nothing is partial then."""
+    enkg = EnKG(model, num_particles=J, refine=refine, progress_bar=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # so few particles are not enough
         enkg.run(jr.key(0), y=Y)
     assert enkg.partial is None
     return enkg.num_forward_evaluations, enkg.get_samples()
 
 
+@pytest.fixture(scope="module")
+def whole():
+    return ended_well(SLOWLY)
+
+
 @pytest.mark.parametrize(
     ("after", "stage"),
-    [(2.5, "guided to level 2 of 8"), (10.5, "tempered to"), (0.5, "in its first stage")],
+    [(2.5, "guided to level 2 of 8"), (None, "tempered to"), (0.5, "in its first stage")],
 )
 def test_the_ensemble_under_way(after, stage, whole):
-    enkg, error = failing(int(after * J), refine=TemperedSMC())
+    enkg, error = failing(int(after * J) if after else whole[0] - J - 1, refine=SLOWLY)
     partial = enkg.partial
     assert not partial.is_complete
     (one,) = partial.under_way
@@ -88,7 +94,7 @@ def test_the_ensemble_under_way(after, stage, whole):
 @pytest.mark.parametrize("method", ["sequential", "vectorized"])
 def test_ensembles_that_were_finished_are_kept(method, whole):
     count, draws = whole
-    options = {"refine": TemperedSMC(), "num_ensembles": 2, "ensemble_method": method}
+    options = {"refine": SLOWLY, "num_ensembles": 2, "ensemble_method": method}
     after = {"sequential": count + 2 * J, "vectorized": 2 * count - J}[method]
     enkg, error = failing(after - J, **options)
     partial = enkg.partial
@@ -103,7 +109,7 @@ def test_ensembles_that_were_finished_are_kept(method, whole):
 
 def test_only_the_last_look_failed(whole):
     count, draws = whole
-    enkg, _ = failing(count - 1, refine=TemperedSMC())
+    enkg, _ = failing(count - 1, refine=SLOWLY)
     assert enkg.partial.is_complete
     assert repr(enkg.partial).startswith("PartialResult(all 1 ensembles finished, not yet looked over; ")
     np.testing.assert_allclose(enkg.partial.get_samples()["x"], draws["x"], rtol=1e-9)
@@ -112,14 +118,15 @@ def test_only_the_last_look_failed(whole):
 
 @pytest.mark.parametrize("refine", [LatentSlice(max_cycles=9), DiffusionWaltz(max_rounds=5, steps_per_round=2)])
 def test_other_refinements(refine):
-    enkg, _ = failing(26 * J, refine=refine)
+    count, _ = ended_well(refine)
+    enkg, _ = failing(count - J - 1, refine=refine)
     (one,) = enkg.partial.under_way
     assert one.stage.startswith("moved for ")
     assert np.isfinite(one.draws).all()
 
 
 def test_a_new_run_begins_with_nothing(whole):
-    enkg, _ = failing(3 * J, refine=TemperedSMC())
+    enkg, _ = failing(3 * J, refine=SLOWLY)
     assert repr(copy.copy(enkg).partial) == repr(enkg.partial)
     with pytest.raises(ValueError, match="no observed site"):
         enkg.run(jr.key(0))
@@ -131,7 +138,7 @@ def test_ctrl_c():
     try:
         enkg = EnKG(model, num_particles=J, progress_bar=False)
         FLAKY.left = 3 * J
-        with pytest.raises(BaseException, match="") as caught:  # noqa: B017, PT011 (XLA may wrap it)
+        with pytest.raises(BaseException) as caught:  # noqa: B017, PT011 (XLA wraps it)
             enkg.run(jr.key(0), y=Y)
     finally:
         FLAKY.left, FLAKY.error = 10**9, RuntimeError("licence server unreachable")

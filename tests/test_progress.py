@@ -16,6 +16,11 @@ from enkg_ppl import EnKG
 from enkg_ppl._progress import ProgressBar, compiling
 
 
+def lines_of(text):
+    """What the bar showed, one after the other, without the terminal's codes."""
+    return [line.rstrip() for line in re.split(r"[\r\n]+", text.replace("\x1b[A", "")) if line.startswith("EnKG")]
+
+
 class Run:
     """A bar with a clock and a count that a test moves."""
 
@@ -32,7 +37,7 @@ class Run:
 
     @property
     def lines(self):
-        return [line for line in re.split(r"[\r\n]+", self.stream.getvalue()) if line.startswith("EnKG")]
+        return lines_of(self.stream.getvalue())
 
     @property
     def shares(self):
@@ -142,7 +147,7 @@ def test_a_run(capsys, refine):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # so few particles are not enough
         enkg.run(jr.key(0), y=jnp.array([0.5, 0.7]))
-    lines = [line for line in re.split(r"[\r\n]+", capsys.readouterr().err) if line.startswith("EnKG")]
+    lines = lines_of(capsys.readouterr().err)
     shares = [int(re.search(r"(\d+)%", line)[1]) for line in lines]
     assert shares == sorted(shares)
     assert shares[0] < 50

@@ -116,8 +116,8 @@ def _kalman_step(x: Ensemble, response: Response, scale) -> Ensemble:
     g, y, there = (jnp.where(usable, a, 0.0) for a in (g, y, x))
     # c is only used over its norm: in other units, by a power of two, it is the same to the last bit, and finite.
     largest = jnp.maximum(jnp.max(jnp.abs(g)), jnp.max(jnp.abs(y)))
-    unit = jnp.exp2(jnp.floor(jnp.log2(jnp.where(largest > 0, largest, 1.0))))
-    g, y = g / unit, y / unit
+    exponent = -jnp.frexp(largest)[1]
+    g, y = jnp.ldexp(g, exponent), jnp.ldexp(y, exponent)
     e = g - y
     c = e @ _centred(g, usable, n).T / n
     norm = jnp.linalg.norm(c)
