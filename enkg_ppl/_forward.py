@@ -87,7 +87,9 @@ def _both_of_them(likelihood: Likelihood, outputs: EnsembleOutput, kept: int):
     return _rows(_both(likelihood, outputs), kept)
 
 
-def _responses(likelihood: Likelihood, outputs: EnsembleOutput, kept: int) -> tuple[Response, Bool[np.ndarray, " kept"]]:
+def _responses(
+    likelihood: Likelihood, outputs: EnsembleOutput, kept: int
+) -> tuple[Response, Bool[np.ndarray, " kept"]]:
     """Working responses, and whose simulation failed: the log likelihood tells that from a mean that does not exist."""
     response = _rows(_response(likelihood, outputs), kept)
     failed = np.isnan(response.prediction).any(axis=1)

@@ -119,9 +119,7 @@ def infer(
     return posterior
 
 
-CUT_SHORT = (
-    "the budget of forward evaluations cut the run short: raise max_forward_evaluations, or lower num_particles"
-)
+CUT_SHORT = "the budget of forward evaluations cut the run short: raise max_forward_evaluations, or lower num_particles"
 
 
 def _checked(flow: Posterior, problem: InverseProblem, evaluate: Evaluator) -> Posterior:

@@ -26,10 +26,11 @@ class Reached(NamedTuple):
 class Ledger:
     """The account of one ensemble. All evaluators of a run share it, whatever their coordinates.
 
-    `limit`: simulations that may be made, or None. `count`: those made, one a particle and call. `num_failed`: those
-    of them that failed. `num_skipped`: particles that were not finite, and so not simulated. `held`: those kept for later (`reserving`). `short`: whether anything was left undone for
-    want of them. `whole_limit`, `num_sharing`: the limit of the whole run, and by how many ensembles it is shared.
-    `reached`: where the ensemble is, for runs that do not end (`Evaluator.reach`).
+    `limit`: simulations that may be made, or None. `count`: those made, one a particle and call. `num_failed`: those of
+    them that failed. `num_skipped`: particles that were not finite, and so not simulated. `held`: those kept for later
+    (`reserving`). `short`: whether anything was left undone for want of them. `whole_limit`, `num_sharing`: the limit
+    of the whole run, and by how many ensembles it is shared. `reached`: where the ensemble is, for runs that do not
+    end (`Evaluator.reach`).
     """
 
     limit: int | None = None

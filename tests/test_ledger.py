@@ -79,6 +79,7 @@ def check_combinations(num: int, seed: int, num_budgets: int = 3) -> int:
         }
         free, said, counted = spent(i, **options)
         assert free == counted, options
+        assert not isinstance(said, ValueError)
         assert said == [] or "LatentSlice" in said[0], (options, said)  # cycles ran out, not evaluations
         for budget in rng.integers(1, int(1.2 * free), num_budgets):
             calls, said, counted = spent(i, max_forward_evaluations=int(budget), **options)
@@ -116,13 +117,13 @@ def test_no_call_over_the_limit_in_hundreds_of_runs():
         ),
         (
             {"schedule": Karras(40, 0.05, 2.0)},
-            "KalmanCorrection on 40 noise levels, which makes 2,560 simulations (40 of each of 64 particles) beside 320 "
-            "that are kept for what follows: allow at least 2,880, or",
+            "KalmanCorrection on 40 noise levels, which makes 2,560 simulations (40 of each of 64 particles) beside "
+            "320 that are kept for what follows: allow at least 2,880, or",
         ),
         (
             {"correction": PublishedCorrection(), "num_ensembles": 2},
-            "PublishedCorrection on 80 noise levels, which makes 9,088 simulations (142 of each of 64 particles) beside "
-            "320 that are kept for what follows in each of 2 ensembles: allow at least 18,816, or",
+            "PublishedCorrection on 80 noise levels, which makes 9,088 simulations (142 of each of 64 particles) "
+            "beside 320 that are kept for what follows in each of 2 ensembles: allow at least 18,816, or",
         ),
         ({"num_ensembles": 4}, "num_particles=64 in each of 4 ensembles: allow at least 1,280, or lower num_particles"),
         ({"refine": None, "num_particles": 400}, "num_particles=400: allow at least 1,200, or lower num_particles"),
@@ -170,7 +171,9 @@ class Greedy(KalmanCorrection):
 def test_a_correction_that_asks_for_more_than_it_announced_is_stopped():
     enkg = EnKG(model, num_particles=8, correction=Greedy(4), max_forward_evaluations=100, progress_bar=False)
     before = simulate.num_calls
-    with pytest.raises(BudgetEnd, match=r"8 simulations were asked for where 4 are left of max_forward_evaluations=100"):
+    with pytest.raises(
+        BudgetEnd, match=r"8 simulations were asked for where 4 are left of max_forward_evaluations=100"
+    ):
         enkg.run(jr.key(0), y=Y)
     assert simulate.num_calls - before == enkg.partial.num_forward_evaluations == 56
 
@@ -215,3 +218,21 @@ def test_failures_of_every_stage_are_counted_and_reported():
         failed, total = (int(np.concatenate(seen).sum()), sum(map(len, seen)))
         assert failed > 0.05 * total
         assert any(f"{failed:,} of {total:,} simulations failed" in str(w.message) for w in caught), refine
+
+
+@pytest.mark.slow
+def test_no_call_over_the_limit_where_starts_are_tried():
+    """An unknown scale: two starts are compared by simulations of their own, which the ensemble's may not lack."""
+
+    def scaled(y=None):
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+        s = numpyro.sample("s", dist.LogNormal(0.0, 0.5))
+        numpyro.sample("y", dist.Normal(simulate(a * jnp.ones(2)), s).to_event(1), obs=y)
+
+    for per_particle in range(5, 17):
+        budget = 64 * per_particle + 13
+        enkg = EnKG(scaled, num_particles=64, max_forward_evaluations=budget, progress_bar=False)
+        before = simulate.num_calls
+        with pytest.warns(UserWarning, match="max_forward_evaluations"):
+            enkg.run(jr.key(0), y=Y)
+        assert simulate.num_calls - before == enkg.num_forward_evaluations <= budget

@@ -58,7 +58,9 @@ class PartialResult:
         if self.is_complete:
             return f"PartialResult(all {total} ensembles finished, not yet looked over; {counted})"
         stages = ", ".join(f"ensemble {one.ensemble + 1} {one.stage}" for one in self.under_way)
-        return f"PartialResult(not a posterior: {len(self.posteriors)} of {total} ensembles finished, {stages}; {counted})"
+        return (
+            f"PartialResult(not a posterior: {len(self.posteriors)} of {total} ensembles finished, {stages}; {counted})"
+        )
 
     def get_samples(self, group_by_chain: bool = False) -> dict[str, jax.Array]:
         """Draws of every latent site from the ensembles that were finished; nothing is simulated.
