@@ -121,7 +121,7 @@ def collect(
 
 def _without_wrecks(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The draws, another (or the middle of the prior) in place of those that are not finite; and which are finite."""
-    finite = np.isfinite(draws).all(axis=1)
+    finite = np.asarray(np.isfinite(draws).all(axis=1))
     stand_in = draws[finite][:1] if finite.any() else np.zeros_like(draws[:1])
     return np.where(finite[:, None], draws, stand_in), finite
 
