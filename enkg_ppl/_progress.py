@@ -139,13 +139,13 @@ class _Stage:
         self._begun, self._fraction = GUIDE_SHARE, 0.0  # of the run of the refinement that is under way
 
     def guided(self, fraction: float) -> None:
-        self.share = max(self.share, GUIDE_SHARE * fraction)
+        self.share = GUIDE_SHARE * fraction
 
     def refined(self, fraction: float) -> None:
         if fraction < self._fraction:
             self._begun = self._end
         self._fraction = fraction
-        self.share = max(self.share, self._begun + (self._end - self._begun) * min(fraction, 1.0))
+        self.share = self._begun + (self._end - self._begun) * min(fraction, 1.0)
 
     def done(self) -> None:
         self.share, self.is_done = ALMOST, True

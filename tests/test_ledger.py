@@ -16,7 +16,9 @@ from enkg_ppl import (
     KalmanCorrection,
     Karras,
     LatentSlice,
+    Posterior,
     PublishedCorrection,
+    Refinement,
     TemperedSMC,
     VarianceExploding,
     blackbox,
@@ -156,6 +158,29 @@ def test_levels_that_the_budget_cut_are_told():
     assert said == [
         "EnKG: the budget of forward evaluations cut the guided flow to 6 of 20 noise levels: raise "
         "max_forward_evaluations, or lower num_particles"
+    ]
+
+
+class Modest(Refinement):
+    """Does without what it cannot have, and says nothing of it."""
+
+    num: int = 0
+
+    def run(self, key, problem, *, num_particles, guided=None, evaluator=None, progress=None):
+        assert guided is not None
+        assert evaluator is not None
+        evaluator.affords(self.num)
+        return Posterior(guided, 0, "Modest", log_likelihood=evaluator.log_likelihood(guided))
+
+
+def test_whatever_was_left_undone_for_want_of_simulations_is_told():
+    options = {"num_particles": 16, "max_forward_evaluations": 16 * (8 * 2 + 5)}
+    assert spent(0, refine=Modest(16 * 12), **options) == (16 * 10, [], 16 * 10)
+    calls, said, counted = spent(0, refine=Modest(16 * 12 + 1), **options)
+    assert calls == counted == 16 * 10
+    assert said == [
+        "EnKG: the budget of forward evaluations cut the run short: raise max_forward_evaluations, or lower "
+        "num_particles"
     ]
 
 
