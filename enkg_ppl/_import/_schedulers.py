@@ -69,7 +69,10 @@ EDM_SCHEDULERS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 EDM_DEFAULTS = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}
 # Why other classes cannot be read, and what to do.
 GIVE = "give preconditioning="
-FLOW = ("whose network predicts the velocity of a straight path from noise to data (flow matching)", "it cannot be imported")
+FLOW = (
+    "whose network predicts the velocity of a straight path from noise to data (flow matching)",
+    "it cannot be imported",
+)
 CONSISTENCY = (
     "whose network jumps to a sample and does not predict the mean of the clean image",
     "import the network that it was distilled from",
@@ -88,7 +91,10 @@ OTHERS = {
         "write that as a Preconditioning of your own",
     ),
     "DDPMWuerstchenScheduler": ("whose network is told a share of the noise", "it cannot be imported"),
-    "CogVideoXDDIMScheduler": ("which shifts the signal-to-noise ratio of its betas", GIVE + "Discrete(alphas_cumprod)"),
+    "CogVideoXDDIMScheduler": (
+        "which shifts the signal-to-noise ratio of its betas",
+        GIVE + "Discrete(alphas_cumprod)",
+    ),
     "CogVideoXDPMScheduler": ("which shifts the signal-to-noise ratio of its betas", GIVE + "Discrete(alphas_cumprod)"),
     "CMStochasticIterativeScheduler": CONSISTENCY,
     "ConsistencyDecoderScheduler": CONSISTENCY,
@@ -151,7 +157,9 @@ def refuse_unknown(config: dict, known: set[str], path: Path, remedy: str) -> No
     """Refuse an entry whose meaning is not known, unless it is switched off."""
     for name, value in config.items():
         if name not in known and not name.startswith("_") and value is not None and value is not False:
-            raise ValueError(f"{path} has {name}={value!r}, which is not known here and may change the network's meaning: {remedy}")
+            raise ValueError(
+                f"{path} has {name}={value!r}, which is not known here and may change what the network means: {remedy}"
+            )
 
 
 def scheduler_preconditioning(path: Path) -> Preconditioning:
@@ -166,7 +174,8 @@ def scheduler_preconditioning(path: Path) -> Preconditioning:
         raise ValueError(f"{path} is the configuration of a {kind}, {reason}: {remedy}")
     if kind not in BETA_SCHEDULERS and kind not in EDM_SCHEDULERS:
         raise ValueError(
-            f"{path} is the configuration of a {kind}, which is not known here: give the preconditioning of the training"
+            f"{path} is the configuration of a {kind}, which is not known here: give the preconditioning of the "
+            "training"
         )
     refuse_unknown(
         config,
