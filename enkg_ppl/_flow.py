@@ -144,11 +144,6 @@ def _runge_kutta(prior: Prior, u: Vector, start: Scalar, end: Scalar) -> Vector:
     return jax.lax.scan(step, u, jnp.arange(FIXED_STEPS, dtype=u.dtype))[0]
 
 
-def _root(variance: Scalar) -> Scalar:
-    """The square root, with derivative 0 and not infinity at 0."""
-    return jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), variance)
-
-
 def draw(key: Key, prior: Prior) -> Vector:
     """Draw x from the prior: in closed form where there is one, else by `decode` of a standard-normal z."""
     if isinstance(prior, ProductPrior):
@@ -266,7 +261,10 @@ class Flow(eqx.Module):
         divergence: Literal["exact", "hutchinson"] | None = None,
         num_probes: int = 1,
     ) -> tuple[Scalar, Scalar]:
-        """`log_prob`, and the standard error that the random signs give it: 0 of an exact one, NaN of one probe."""
+        """`log_prob`, and the standard error that the random signs give it: 0 of an exact one, NaN of one probe.
+
+        The error has no derivative.
+        """
         if divergence is None:
             divergence = "exact" if self.prior.dim <= EXACT_DIVERGENCE_DIM else "hutchinson"
         if divergence not in ("exact", "hutchinson"):
@@ -325,13 +323,15 @@ class Flow(eqx.Module):
             if probes is None:
                 step = weight * jnp.sum(products), jnp.zeros_like(weight)
             else:
-                step = weight * jnp.mean(products), weight**2 * jnp.var(products, ddof=1) / count
+                spread = jnp.var(products, ddof=1) if count > 1 else jnp.nan
+                # Without a derivative: that of one sign's NaN would reach the log density's.
+                step = weight * jnp.mean(products), jax.lax.stop_gradient(weight**2 * spread / count)
             return (sums[0] + step[0], sums[1] + step[1]), None
 
         start = jnp.zeros((), u.dtype), jnp.zeros((), u.dtype)
         inputs = (levels, path[:-1], weights, jr.split(key, DIVERGENCE_LEVELS))
         (log_expansion, variance), _ = jax.lax.scan(level, start, inputs)
-        return path[-1], log_expansion, _root(variance)
+        return path[-1], log_expansion, jax.lax.stop_gradient(jnp.sqrt(variance))
 
     def sample(self, key: Key) -> Vector:
         """Draw x from the prior: in closed form where there is one, else by decoding a standard-normal z.

@@ -42,10 +42,14 @@ def test_hutchinson_is_unbiased():
     """Mean over 400 probes within four standard errors of the exact trace's answer; one probe does scatter."""
     x = jnp.array([0.3, 0.4])
     flow = Flow(MIXTURE, num_steps=20)
-    one = jax.jit(jax.vmap(lambda k: flow.log_prob(x, key=k, divergence="hutchinson")))(jr.split(jr.key(3), 400))
+    one, slope = jax.jit(jax.vmap(lambda k: jax.value_and_grad(flow.log_prob)(x, key=k, divergence="hutchinson")))(
+        jr.split(jr.key(3), 400)
+    )
     exact = float(flow.log_prob(x))
     assert np.std(one) > 0.01
     assert abs(np.mean(one) - exact) < 4 * np.std(one) / 20
+    exact = jax.grad(MIXTURE.log_prob)(x)
+    assert np.all(np.abs(np.mean(slope, 0) - exact) < 4 * np.std(slope, 0) / 20 + 2e-3)
 
 
 def test_the_error_of_hutchinson_is_its_scatter():
