@@ -314,8 +314,10 @@ def test_continuous_time_steps(tmp_path):
         assert c.input == pytest.approx(a**0.5)
         assert c.skip * x + c.out * v == pytest.approx(x0, rel=1e-9)
     assert wider.coefficients(jnp.float64(14.614)).noise == pytest.approx(0.6705, abs=1e-4)
-    with pytest.raises(ValueError, match=r"timestep_type='continuous' with prediction_type='epsilon', of which only"):
+    with pytest.raises(ValueError, match=r"timestep_type='continuous' with prediction_type='epsilon' of a Euler"):
         read(tmp_path, **{**SVD, "prediction_type": "epsilon"})
+    with pytest.raises(ValueError, match="of a DDIMScheduler; only 'continuous'"):
+        read(tmp_path, **{**SVD, "_class_name": "DDIMScheduler"})
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -418,6 +420,8 @@ def test_the_averaged_entry_is_taken():
         assert chosen({"model": raw, name: {"module": averaged, "decay": 0.9}}) == "averaged"
         assert chosen({"model": raw, name: averaged}, weights="model") == "raw"
     assert chosen({"model": raw, "optimizer": averaged}) == "raw"
+    with pytest.raises(ValueError, match=r"several networks, .'model', 'net'.: choose one with `weights`"):
+        import_edm({"model": raw, "net": averaged}, VP())
     with pytest.raises(ValueError, match="several averaged networks, .'ema_9', 'ema_99'.: choose one with `weights`"):
         import_edm({"model": raw, "ema_9": averaged, "ema_99": averaged}, VP())
     with pytest.raises(ValueError, match=r"no tensors with names under 'ema', only decay, shadow_params: .*'model'"):
@@ -466,10 +470,11 @@ def test_objects_in_a_file_of_torch(tmp_path, new):
     with pytest.raises(ValueError, match=rf"also holds objects of {__name__}.Settings, numpy") as refusal:
         import_edm(path, VP())
     assert "\x1b" not in str(refusal.value)
-    path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(ValueError, match="it is damaged, or no file of torch.save") as refusal:
-        import_edm(path, VP())
-    assert "\x1b" not in str(refusal.value)
+    for damaged in (path.read_bytes()[:40], b"hello"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"it is damaged, or no file of torch.save \(\w.*\)") as refusal:
+            import_edm(path, VP())
+        assert "\x1b" not in str(refusal.value)
 
 
 @pytest.mark.filterwarnings("ignore")

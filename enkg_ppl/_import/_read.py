@@ -31,7 +31,7 @@ def read_tensors(source: str | Path | Mapping[str, Any], weights: str | None = N
     """The tensors of `source`: a ``.safetensors`` file, a file of ``torch.save``, or a mapping from names to tensors.
 
     `weights`: the entry of the checkpoint that holds the network, such as "ema"; by default the averaged one, else the
-    first there is of `CONTAINERS`, or the checkpoint itself where its values are tensors.
+    one of `CONTAINERS`, or the checkpoint itself where its values are tensors.
 
     Files of ``torch.save`` are read with ``weights_only=True``, which needs PyTorch (the extra "torch"); what holds
     anything but tensors and plain containers is refused. Half-precision tensors become 32-bit ones.
@@ -68,10 +68,12 @@ def _entry(content: Any, weights: str | None, name: str) -> Mapping:
         averaged = [key for key, value in nested.items() if is_averaged(key) and value]
         if len(averaged) > 1:
             raise ValueError(f"{name} holds several averaged networks, {averaged}: choose one with `weights`")
-        named = (key for key in CONTAINERS if key in nested and _has_tensors(nested[key]))
-        weights = averaged[0] if averaged else next(named, None)
-        if weights is None:
+        plain = [key for key in CONTAINERS if key in nested and _has_tensors(nested[key])]
+        if len(plain) > 1 and not averaged:
+            raise ValueError(f"{name} holds several networks, {plain}: choose one with `weights`")
+        if not averaged and not plain:
             return content
+        weights = (averaged or plain)[0]
     if weights not in nested:
         raise ValueError(
             f"{name} has no entry {weights!r} with tensors; it has {list(nested)}: choose `weights` from these"
@@ -147,7 +149,8 @@ def _torch(path: Path) -> Any:
 def _first_sentence(error: Exception) -> str:
     """Without the colours of a terminal."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
-    return re.split(r"[.:]?\s*\n|\. ", text)[0] or type(error).__name__
+    first = re.split(r"[.:]?\s*\n|\. ", text)[0]
+    return first if " " in first else type(error).__name__  # a KeyError has but the key
 
 
 def pickled_classes(path: Path) -> list[str]:
