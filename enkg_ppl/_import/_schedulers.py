@@ -237,9 +237,9 @@ def _continuous(config: dict, prediction: str, betas: np.ndarray, path: Path) ->
     if (kind, prediction, scheduler) != ("continuous", "v_prediction", "EulerDiscreteScheduler"):
         raise ValueError(
             f"{path} has timestep_type={kind!r} with prediction_type={prediction!r} of a {scheduler}; only "
-            "'continuous' with 'v_prediction' of an EulerDiscreteScheduler can be imported (diffusers itself reads others "
-            "as 'discrete'): write 'discrete' where the network is told the step's number, else give the preconditioning "
-            "of the training"
+            "'continuous' with 'v_prediction' of an EulerDiscreteScheduler can be imported (diffusers itself reads "
+            "others as 'discrete'): write 'discrete' where the network is told the step's number, else give the "
+            "preconditioning of the training"
         )
     alphas = np.cumprod(1 - betas)
     first, last = np.sqrt((1 - alphas[[0, -1]]) / alphas[[0, -1]])
