@@ -312,7 +312,7 @@ def test_diffusers_folders_that_are_refused(tmp_path):
     for content, message in (
         ({"_class_name": "KarrasVeScheduler"}, "KarrasVeScheduler"),
         ({"prediction_type": "score"}, "prediction_type='score'"),
-        ({"beta_schedule": "exp"}, "beta_schedule='exp'"),
+        ({"beta_schedule": "cosine"}, "beta_schedule='cosine'"),
         ({"rescale_betas_zero_snr": True}, "infinite"),
     ):
         scheduler.write_text(json.dumps(content))

@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from enkg_ppl._import._fill import Source, fill, source
+from enkg_ppl._import._folder import network_folder, read_network
 from enkg_ppl._import._prior import as_prior, check_preconditioning
-from enkg_ppl._import._read import read_tensors
+from enkg_ppl._import._schedulers import read_json, refuse_unknown, scheduler_preconditioning
 from enkg_ppl._network._adm_unet import ADMUNet
 from enkg_ppl._network._blocks import Resampling
 from enkg_ppl._prior._network import NetworkPrior
-from enkg_ppl._prior._preconditioning import Discrete, Preconditioning
+from enkg_ppl._prior._preconditioning import Preconditioning
 
 ENTRY_SD = 0.5  # of images in [-1, 1]
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-PREDICTIONS: dict[str, Any] = {"epsilon": "noise", "v_prediction": "v", "sample": "x0"}
-# Their betas are those of a discrete variance-preserving process, whatever their way of sampling.
-SCHEDULERS = (
-    "DDPMScheduler",
-    "DDIMScheduler",
-    "PNDMScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler",
-    "UniPCMultistepScheduler",
-    "DEISMultistepScheduler",
-    "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "LMSDiscreteScheduler",
-)
 # Settings of UNet2DModel with one supported value each: the value that a configuration means by leaving it out.
 FIXED = {
     "time_embedding_type": "positional",
@@ -45,6 +26,15 @@ FIXED = {
     "num_class_embeds": None,
 }
 SAME_AS_FIXED = {("act_fn", "swish")}
+# Settings that are read below; that are of the training alone; and what an average of networks (EMA) adds to them.
+READ = {
+    *("sample_size", "in_channels", "out_channels", "center_input_sample", "time_embedding_dim", "freq_shift"),
+    *("flip_sin_to_cos", "down_block_types", "up_block_types", "block_out_channels", "layers_per_block"),
+    *("mid_block_scale_factor", "downsample_padding", "attention_head_dim", "norm_num_groups", "norm_eps"),
+    *("attn_norm_num_groups", "resnet_time_scale_shift", "add_attention"),
+}
+TRAINING = {"dropout", "num_train_timesteps"}  # the second for time_embedding_type="learned" alone
+AVERAGE = {"decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"}
 # Names inside a residual block, ours and theirs.
 BLOCK = {
     "norm0": "norm1",
@@ -63,53 +53,52 @@ def import_diffusers(
     *,
     preconditioning: Preconditioning | None = None,
     shape: tuple[int, int, int] | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
     **options,
 ) -> NetworkPrior:
     """A prior from a folder that diffusers saved: a `UNet2DModel`, or a pipeline with `unet/` and `scheduler/`.
 
-    - `folder`: holds ``config.json`` and ``diffusion_pytorch_model.safetensors`` (or ``.bin``, which needs the extra
-      "torch"), and ``scheduler/scheduler_config.json`` or ``scheduler_config.json``; or is a pipeline's.
-    - `preconditioning`: by default what the scheduler's configuration says: the schedules "linear", "scaled_linear"
-      and "squaredcos_cap_v2" or trained betas, with "epsilon", "v_prediction" or "sample" as prediction.
+    - `folder`: holds ``config.json`` and the weights, and ``scheduler/scheduler_config.json`` or
+      ``scheduler_config.json``; or is a pipeline's, or a checkpoint's of a training. Weights are
+      ``diffusion_pytorch_model.safetensors`` (or ``.bin``, which needs the extra "torch"), whole or in pieces with an
+      index.
+    - `preconditioning`: by default what the scheduler's configuration says, the defaults of its class included: the
+      betas of any discrete variance-preserving scheduler of diffusers 0.42 with "epsilon", "v_prediction" or "sample"
+      as prediction, and the noise levels of its EDM schedulers.
     - `shape`: of one event, where the configuration has no `sample_size`.
+    - `subfolder`: of the network, such as "unet"; by default an averaged one (EMA) such as ``unet_ema/``, else
+      ``unet/``, else `folder` itself. `variant`: of its files, such as "fp16"; by default an averaged one, else the
+      full precision, else the finest that there is. Both are told in ``record["weights"]`` of the prior.
     - `options`: of `NetworkPrior`; `location` and `scale` as for `import_edm`. The scheduler's own steps between the
       noise levels, clipping and thresholding belong to its sampler and are not imported.
 
     Supported are down and up blocks with and without attention, group normalisation and positional time embedding:
-    the DDPM kind. Another configuration is refused in a sentence that names the setting.
+    the DDPM kind. Another configuration is refused in a sentence that names the setting, and so is a pipeline with
+    further parts, such as the decoder of a latent diffusion.
 
-    Raises `FileNotFoundError` and `ValueError`.
+    Raises `FileNotFoundError` and `ValueError`. Warns where the scheduler is one of distilled networks.
     """
     if preconditioning is not None:
         check_preconditioning("import_diffusers", preconditioning)
     folder = Path(folder)
-    unet = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
-    config = _json(unet / "config.json", "UNet2DModel")
+    unet = network_folder(folder, subfolder)
+    config = read_json(unet / "config.json", "UNet2DModel")
     network_config, settings = _network_config(config, unet / "config.json", shape)
     if preconditioning is None:
         preconditioning = _preconditioning(_scheduler_file(folder, unet))
-    weights = next((unet / name for name in WEIGHTS if (unet / name).is_file()), None)
-    if weights is None:
-        raise FileNotFoundError(f"there is no {WEIGHTS[0]} in {unet}: save the model with save_pretrained")
-    tensors = {_renamed(key): value for key, value in read_tensors(weights).items()}
+    tensors, weights = read_network(unet, variant)
+    tensors = {_renamed(key): value for key, value in tensors.items()}
 
     def locate(network):
         return _sources(network, settings["attended"])
 
     network = fill(ADMUNet, network_config, locate, tensors, (), str(weights))
-    return as_prior(network, preconditioning, folder.resolve(), ENTRY_SD, options)
+    taken = weights.relative_to(folder).as_posix()
+    return as_prior(network, preconditioning, folder.resolve(), ENTRY_SD, options, weights=taken)
 
 
-def _json(path: Path, what: str) -> dict:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}: give the folder that save_pretrained of a {what} wrote")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON file ({error}): fetch it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} should hold the configuration of a {what} and holds a {type(content).__name__}")
-    return content
+_preconditioning = scheduler_preconditioning
 
 
 def _scheduler_file(folder: Path, unet: Path) -> Path:
@@ -125,6 +114,12 @@ def _scheduler_file(folder: Path, unet: Path) -> Path:
 def _network_config(config: dict, path: Path, shape) -> tuple[dict, dict]:
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise ValueError(f"{path} is the configuration of a {config['_class_name']}; only UNet2DModel can be imported")
+    refuse_unknown(
+        config,
+        {*FIXED, *READ, *TRAINING, *AVERAGE},
+        path,
+        "take the entry out of the file where the network is the same without it",
+    )
     for name, value in FIXED.items():
         given = config.get(name, value)
         if given != value and (name, given) not in SAME_AS_FIXED:
@@ -149,8 +144,15 @@ def _network_config(config: dict, path: Path, shape) -> tuple[dict, dict]:
     if config.get("downsample_padding", 1) not in (0, 1):
         raise ValueError(f"{path} has downsample_padding={config['downsample_padding']}; only 0 and 1 can be imported")
     groups = config.get("norm_num_groups", 32)
+    if groups is None:
+        raise ValueError(f"{path} has norm_num_groups=None; a network with group normalisation can be imported")
     # As UNetMidBlock2D reads it: its attention is normalised with groups of its own, or not at all.
-    scale_shift = config.get("resnet_time_scale_shift", "default") == "scale_shift"
+    shift = config.get("resnet_time_scale_shift", "default")
+    if shift not in ("default", "scale_shift"):
+        raise ValueError(
+            f"{path} has resnet_time_scale_shift={shift!r}; only 'default' and 'scale_shift' can be imported"
+        )
+    scale_shift = shift == "scale_shift"
     middle_groups = config.get("attn_norm_num_groups") or (None if scale_shift else groups)
     if middle_groups not in (None, groups):
         raise ValueError(f"{path} has attn_norm_num_groups={middle_groups}; only norm_num_groups={groups} is supported")
@@ -160,10 +162,17 @@ def _network_config(config: dict, path: Path, shape) -> tuple[dict, dict]:
             raise ValueError(f"{path} has no sample_size: give shape=(channels, height, width)")
         rows, columns = size if isinstance(size, list) else (size, size)
         shape = (config.get("in_channels", 3), rows, columns)
-    if config.get("in_channels", 3) != shape[0] or config.get("out_channels", 3) < shape[0]:
+    channels_in, channels_out = config.get("in_channels", 3), config.get("out_channels", 3)
+    if channels_out < channels_in:
         raise ValueError(
-            f"{path} has {config.get('in_channels', 3)} channels in and {config.get('out_channels', 3)} out, which "
-            f"does not fit events of shape {tuple(shape)}"
+            f"{path} has in_channels={channels_in} and out_channels={channels_out}: a network that takes another image "
+            "beside the noisy one (superresolution, inpainting) is no prior and cannot be imported"
+        )
+    # Twice as many: a predicted variance (variance_type="learned"), of which a denoiser has no need.
+    if channels_in != shape[0] or channels_out not in (channels_in, 2 * channels_in):
+        raise ValueError(
+            f"{path} has {channels_in} channels in and {channels_out} out, which does not fit events of shape "
+            f"{tuple(shape)}"
         )
     side = min(shape[1:])
     attended = {
@@ -191,43 +200,6 @@ def _network_config(config: dict, path: Path, shape) -> tuple[dict, dict]:
         "middle_scale": 1 / config.get("mid_block_scale_factor", 1),
         "affine_input": (2.0, -1.0) if config.get("center_input_sample", False) else (1.0, 0.0),
     }, {"attended": attended}
-
-
-def _preconditioning(path: Path) -> Discrete:
-    config = _json(path, "scheduler")
-    kind = config.get("_class_name", "DDPMScheduler")
-    if kind not in SCHEDULERS:
-        raise ValueError(
-            f"{path} is the configuration of a {kind}, which is no variance-preserving schedule of discrete steps: "
-            "give the preconditioning of the training"
-        )
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction not in PREDICTIONS:
-        raise ValueError(f"{path} has prediction_type={prediction!r}; one of {sorted(PREDICTIONS)} can be imported")
-    if config.get("rescale_betas_zero_snr", False):
-        raise ValueError(
-            f"{path} has rescale_betas_zero_snr, whose last noise level is infinite: give "
-            "preconditioning=Discrete(alphas_cumprod, prediction) without that step"
-        )
-    return Discrete(np.cumprod(1 - _betas(config, path)), PREDICTIONS[prediction])
-
-
-def _betas(config: dict, path: Path) -> np.ndarray:
-    if config.get("trained_betas") is not None:
-        return np.asarray(config["trained_betas"], float)
-    steps = config.get("num_train_timesteps", 1000)
-    first, last = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
-    schedule = config.get("beta_schedule", "linear")
-    if schedule == "linear":
-        return np.linspace(first, last, steps)
-    if schedule == "scaled_linear":
-        return np.linspace(first**0.5, last**0.5, steps) ** 2
-    if schedule == "squaredcos_cap_v2":  # Nichol & Dhariwal 2021 (arXiv 2102.09672), eq. 17
-        alpha_bar = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
-        return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
-    raise ValueError(
-        f"{path} has beta_schedule={schedule!r}; 'linear', 'scaled_linear' and 'squaredcos_cap_v2' can be imported"
-    )
 
 
 def _renamed(key: str) -> str:

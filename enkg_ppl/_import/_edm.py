@@ -12,7 +12,7 @@ import numpy as np
 
 from enkg_ppl._import._fill import Source, fill, interleaved_heads, source
 from enkg_ppl._import._prior import as_prior, check_preconditioning, refuse_labels
-from enkg_ppl._import._read import read_tensors
+from enkg_ppl._import._read import is_averaged, read_tensors
 from enkg_ppl._network._adm_unet import ADMUNet
 from enkg_ppl._network._song_unet import SongUNet
 from enkg_ppl._prior._network import NetworkPrior
@@ -84,9 +84,19 @@ def below_prefix(
     `u`, the steps of iDDPM beside the network in its preconditioning, is dropped.
     """
     prefixes = [key[: -len(anchor)] for key in tensors if key == anchor or key.endswith("." + anchor)]
-    if len(prefixes) != 1:
+    averaged = [prefix for prefix in prefixes if is_averaged(prefix)]
+    if len(prefixes) > 1 and len(averaged) == 1:  # the network beside its average
+        others = tuple(prefix for prefix in prefixes if prefix not in averaged and prefix)
+        if len(others) == len(prefixes) - 1:
+            tensors = {key: value for key, value in tensors.items() if not key.startswith(others)}
+            prefixes = averaged
+    if len(prefixes) > 1:
         raise ValueError(
-            f"{name} is no {networks}: {function} looks for one tensor {anchor} and finds {len(prefixes)} (its first "
+            f"{name} holds {len(prefixes)} networks, below {', '.join(map(repr, prefixes))}: pass the state dict of one"
+        )
+    if not prefixes:
+        raise ValueError(
+            f"{name} is no {networks}: {function} looks for one tensor {anchor} and finds none (its first "
             f"names are {', '.join(sorted(tensors)[:3])}); import_edm reads networks of the EDM code, import_adm "
             "those of guided diffusion, import_diffusers folders of diffusers"
         )

@@ -63,12 +63,12 @@ def fill(
     `locate`: from the network's skeleton to the `Source` of every layer, by path in our tree. `ignored`: names that
     may be there without a place. Kernels are turned from PyTorch's order (out, in, rows, columns) to ours.
 
-    Raises `ValueError` that names what is missing, left over or of another shape.
+    Raises `ValueError` that names what is missing, left over, of another shape or of whole numbers.
     """
     skeleton = eqx.filter_eval_shape(network_class, **config, key=jr.key(0))
     sources = locate(skeleton)
     left = set(tensors) - set(ignored)
-    missing, misfits = [], []
+    missing, misfits, whole = [], [], []
 
     def put(path, leaf):
         if not isinstance(leaf, jax.ShapeDtypeStruct):
@@ -82,6 +82,9 @@ def fill(
             return leaf
         left.difference_update(names)
         value = np.concatenate([tensors[name] for name in names])
+        if not jnp.issubdtype(value.dtype, jnp.floating):  # such as weights of 8 bits, whose scale is elsewhere
+            whole.append(f"{names[0]} ({value.dtype})")
+            return leaf
         shape = leaf.shape
         if len(shape) == 4:  # a kernel
             shape = (shape[3], shape[2], *shape[:2])
@@ -99,7 +102,7 @@ def fill(
         return jnp.asarray(flat)
 
     network = jax.tree_util.tree_map_with_path(put, skeleton)
-    kinds = {"missing": missing, "without a place": left, "of another shape": misfits}
+    kinds = {"missing": missing, "without a place": left, "of another shape": misfits, "of whole numbers": whole}
     problems = [f"{what}: {_listed(names)}" for what, names in kinds.items() if names]
     if problems:
         raise ValueError(

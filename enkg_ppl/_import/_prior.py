@@ -21,13 +21,18 @@ def default_scale(dim: int, entry_sd: float) -> float:
     return entry_sd * math.sqrt(max(1.0, WIDEST_SHARE * dim))
 
 
-def as_prior(network, preconditioning: Preconditioning, source: Any, entry_sd: float, options: dict) -> NetworkPrior:
-    """The prior, with `location` 0 and a guessed `scale` unless `options` say otherwise."""
+def as_prior(
+    network, preconditioning: Preconditioning, source: Any, entry_sd: float, options: dict, **found: str
+) -> NetworkPrior:
+    """The prior, with `location` 0 and a guessed `scale` unless `options` say otherwise.
+
+    `found`: goes into the record, such as which of several files was taken.
+    """
     origin = Path(source).name if isinstance(source, str | Path) else "a mapping of tensors"
     defaults = {
         "location": 0.0,
         "scale": default_scale(math.prod(network.shape), entry_sd) * float(options.get("spread", 1.0)),
-        "record": {"imported_from": origin},
+        "record": {"imported_from": origin, **found},
     }
     return NetworkPrior(network, preconditioning, network.shape, **{**defaults, **options})
 

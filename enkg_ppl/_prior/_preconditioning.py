@@ -8,6 +8,7 @@ are those of the unscaled vector, ``x = x0 + sigma eps``, also where the network
 from __future__ import annotations
 
 import abc
+import math
 from typing import Literal, NamedTuple
 
 import equinox as eqx
@@ -62,21 +63,55 @@ class Preconditioning(eqx.Module):
 class EDM(Preconditioning):
     """Input and target of unit variance at every noise level; the network is told ``log(sigma) / 4``.
 
-    `sigma_data`: standard deviation of an entry of the data, as the network sees them.
+    `sigma_data`: standard deviation of an entry of the data, as the network sees them. `negated`: for a network that
+    predicts the target with the other sign; with ``sigma_data=1`` that is the v of Salimans & Ho (arXiv 2202.00512).
+    `sigma_min`, `sigma_max`: noise levels of the training, None where not known.
 
     Source: Karras et al. 2022, table 1, last column.
     """
 
-    sigma_data: float = eqx.field(static=True, default=0.5)
+    sigma_data: float = eqx.field(static=True)
+    negated: bool = eqx.field(static=True)
+    smallest: float | None = eqx.field(static=True)
+    largest: float | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        sigma_data: float = 0.5,
+        *,
+        negated: bool = False,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+    ):
+        self.sigma_data, self.negated, self.smallest, self.largest = sigma_data, negated, sigma_min, sigma_max
 
     def __check_init__(self):
         _need(self.sigma_data > 0, f"EDM needs sigma_data > 0; got sigma_data={self.sigma_data}")
+        smallest, largest = self.smallest or 0.0, math.inf if self.largest is None else self.largest
+        _need(
+            0 <= smallest < largest,
+            f"EDM needs 0 < sigma_min < sigma_max; got sigma_min={self.smallest}, sigma_max={self.largest}",
+        )
+
+    @property
+    def sigma_min(self):
+        return self.smallest
+
+    @property
+    def sigma_max(self):
+        return self.largest
+
+    def config(self):
+        levels = {"sigma_min": self.smallest, "sigma_max": self.largest}
+        given = {name: value for name, value in levels.items() if value is not None}
+        return {"sigma_data": self.sigma_data} | ({"negated": True} if self.negated else {}) | given
 
     def coefficients(self, sigma):
         total = sigma**2 + self.sigma_data**2
         root = jnp.sqrt(total)
         skip = self.sigma_data**2 / total
-        return Coefficients(skip, sigma * self.sigma_data / root, 1 / root, jnp.log(sigma) / 4)
+        sign = -1 if self.negated else 1
+        return Coefficients(skip, sign * sigma * self.sigma_data / root, 1 / root, jnp.log(sigma) / 4)
 
 
 class VP(Preconditioning):
