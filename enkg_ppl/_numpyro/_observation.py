@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from enkg_ppl._likelihood import Likelihood, Response
 from enkg_ppl._numpyro._response import gaussian_response, ranks_may_differ
-from enkg_ppl._numpyro._support import validating
+from enkg_ppl._numpyro._support import unflattened, validating
 from enkg_ppl._types import Scalar
 
 
@@ -33,7 +33,7 @@ class Observation(eqx.Module):
 
     @property
     def fn(self) -> dist.Distribution:
-        return jax.tree.unflatten(self.structure, self.leaves)
+        return unflattened(self.structure, self.leaves)
 
     def log_prob(self) -> Array:
         """Log density of every independent datum, before `scale`; -inf outside of the support, as in NumPyro."""

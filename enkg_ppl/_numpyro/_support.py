@@ -41,20 +41,27 @@ def validating(fn: dist.Distribution) -> dist.Distribution:
     of a distribution's tree: one that is flattened, as `jax.vmap` does, comes back without it, and so do those within
     it. Here the default is written into each; what was made with ``validate_args=False`` keeps it.
     """
-    leaves, structure = jax.tree.flatten(fn)
-    fn = jax.tree.unflatten(structure, leaves)  # of our own: the model's is left as it was
-    _write_default(fn)
+    leaves, structure = jax.tree.flatten(fn)  # the model's own is left as it was
+    return unflattened(structure, leaves)
+
+
+def unflattened(structure, leaves) -> dist.Distribution:
+    """The distribution of a flattened one that was `validating`."""
+    fn = jax.tree.unflatten(structure, leaves)
+    _complete(fn)
     return fn
 
 
-def _write_default(part: Any) -> None:
+def _complete(part: Any) -> None:
     if isinstance(part, dist.Distribution):
         if part._validate_args is None:
             part._validate_args = dist.Distribution._validate_args
+        if isinstance(part, dist.Levy):  # the one whose support is not in its tree
+            part._support = constraints.greater_than(part.loc)
         part = vars(part)
     if isinstance(part, dict | list | tuple):
         for inner in part.values() if isinstance(part, dict) else part:
-            _write_default(inner)
+            _complete(inner)
 
 
 def check_support(run: Callable[[Vector], dict[str, Any]], z: jax.ShapeDtypeStruct) -> None:
@@ -133,10 +140,10 @@ def _dims_of_one(fn: dist.Distribution) -> int:
 
 
 def _refuse_outside(name: str, inside, value, fn: dist.Distribution) -> None:
-    inside, value = np.asarray(inside), np.asarray(value)
-    places = np.argwhere(~inside)
+    places = np.argwhere(~np.asarray(inside))
     if not len(places):
         return
+    value = np.asarray(value)
     first = tuple(int(i) for i in places[0])
     datum = value[first] if len(first) <= value.ndim else value
     datum = f"{datum:g}" if datum.ndim == 0 else np.array2string(datum, precision=6, threshold=6).replace("\n", "")
