@@ -115,8 +115,8 @@ def _factor(covariance: Float[AnyArray, "*batch dim dim"]) -> Float[AnyArray, "*
     Proposals would be NaN otherwise: in 32 bits of particles that lie in few directions, or at few places.
     """
     chol = jnp.linalg.cholesky(covariance)
-    variances = jnp.diagonal(covariance, axis1=-2, axis2=-1)
-    sd = jnp.sqrt(variances)[..., None] * jnp.eye(variances.shape[-1], dtype=chol.dtype)
+    identity = jnp.broadcast_to(jnp.eye(covariance.shape[-1], dtype=chol.dtype), covariance.shape)
+    sd = jnp.sqrt(covariance * identity)
     return jnp.where(jnp.all(jnp.isfinite(chol), axis=(-2, -1), keepdims=True), chol, sd)
 
 
