@@ -39,7 +39,12 @@ def no_pairs(num_particles: int, dim: int, m: int, dtype) -> Pairs:
 
 
 def learn(
-    pairs: Pairs, r: Ensemble, q: Float[Array, "particles m"], weight, forget, reach: Float[Array, " m"] | float = jnp.inf
+    pairs: Pairs,
+    r: Ensemble,
+    q: Float[Array, "particles m"],
+    weight,
+    forget,
+    reach: Float[Array, " m"] | float = jnp.inf,
 ) -> Pairs:
     """Add the centred pairs (r, q) of one level, let the older ones count `forget` times as much, and fit anew.
 

@@ -83,6 +83,7 @@ def check_support(run: Callable[[Vector], dict[str, Any]], z: jax.ShapeDtypeStru
                 warnings.simplefilter("ignore")
                 inside = _inside(validating(site["fn"]), value)
             fns[name] = site["fn"]
+            _refuse_vanishing(name, site["fn"])
             if isinstance(inside, Tracer):
                 unknown[name] = inside, value
             else:
@@ -151,11 +152,30 @@ def _refuse_outside(name: str, inside, value, fn: dist.Distribution) -> None:
     more = f" and {len(places) - 1:,} more" if len(places) > 1 else ""
     while isinstance(fn, WRAPPERS):
         fn = fn.base_dist
-    remedy = WRAP if isinstance(fn.support, type(constraints.circular)) else "correct them or choose another distribution"
+    remedy = (
+        WRAP if isinstance(fn.support, type(constraints.circular)) else "correct them or choose another distribution"
+    )
     raise ModelError(
         f"observed site '{name}' has data outside of the support of {_in_words(fn)}: {datum}{where}{more}; {remedy} "
         "(given validate_args=False, it would count them all the same)"
     )
+
+
+def _refuse_vanishing(name: str, fn: dist.Distribution) -> None:
+    """A noise, or another parameter, that is a number in 64 bits and zero in the run's precision."""
+    for leaf in jax.tree.leaves(fn):
+        if isinstance(leaf, Tracer) or not isinstance(leaf, float | np.floating | np.ndarray):
+            continue
+        size = np.abs(np.asarray(leaf))
+        if not np.issubdtype(size.dtype, np.floating):
+            continue
+        limits = jnp.finfo(jax.dtypes.canonicalize_dtype(size.dtype))
+        vanishing = size[(size > 0) & (size < float(limits.tiny))]
+        if vanishing.size:
+            raise ModelError(
+                f"observed site '{name}' has the parameter {vanishing[0]:.3g}, which is zero in {limits.bits} bits: run "
+                "in 64 bits (numpyro.enable_x64() before anything else of JAX), or change the units of the data"
+            )
 
 
 def _in_words(fn: dist.Distribution) -> str:
