@@ -41,7 +41,7 @@ def responses_of(z, wild):
         a = jnp.where(ordinary, a, jnp.sign(z[1]) * wild)
         s, p = jnp.where(ordinary, s, wild), jnp.where(ordinary, p, jnp.minimum(wild, 1.0))
         response = gaussian_response(make(a, s, p), data)
-        return jax.tree.map(lambda v: jnp.resize(v, 2), response)
+        return jax.tree.map(lambda v: jnp.resize(v, (2,)), response)
 
     families = [jax.vmap(lambda z, w, name=name: of_one(name, z, w))(z, wild) for name in guided_families()]
     return jax.tree.map(lambda *parts: jnp.stack(parts), *families)
@@ -52,7 +52,7 @@ def steps_of(x, memory, responses, sigma, numbers):
     """The Kalman step of every family."""
 
     def of_one(x, memory, response):
-        level = Level(0, 2, sigma, 0.5 * sigma)
+        level = Level(jnp.asarray(0), 2, sigma, 0.5 * sigma)
         prior = GaussianPrior.standard(DIM)
         return _analyse(KalmanCorrection(), prior, x, 0.9 * x, response, level, memory, numbers[:, :2], numbers)
 

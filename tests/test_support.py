@@ -1,6 +1,8 @@
 """Data outside of their distribution's support: a likelihood of zero wherever NumPyro's is, or a refusal where no
 unknowns would allow them."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -16,7 +18,7 @@ from enkg_ppl import EnKG
 from enkg_ppl._numpyro._model import NumPyroModel
 from enkg_ppl._numpyro._observation import Observation, SiteLikelihood
 from enkg_ppl._numpyro._refusals import ModelError
-from tests.test_observations import D, K, Y, parameters
+from tests.test_observations import D, Y, parameters
 
 # Data that the distributions of the registry `D` do not allow; a family that is not here allows all numbers.
 NEGATIVE, BROKEN, SHARE, ANGLE = Y.at[1].mul(-1), jnp.array([0.0, 1.5]), jnp.array([0.2, 1.7]), jnp.array([0.3, 6.0])
@@ -68,7 +70,7 @@ def test_log_likelihoods_are_numpyros():
         return pointwise, SiteLikelihood(()).log_prob(observations)
 
     z = jr.normal(jr.key(0), (16, 2))
-    inside = {name: jnp.asarray(data, OUTSIDE.get(name, data).dtype) for name, (_, data, _) in D.items()}
+    inside = {name: jnp.asarray(data, jnp.result_type(OUTSIDE.get(name, data))) for name, (_, data, _) in D.items()}
     for data in (inside, inside | OUTSIDE):
         with jax.numpy_rank_promotion("allow"):  # NumPyro's own algebra
             expected, observations = numpyros(z, data), simulate(z, data)
@@ -107,7 +109,7 @@ GRID = np.linspace(-12.0, 12.0, 48_001)[:, None]
 
 def starts(y):
     """Five models whose data say where their support begins, or ends."""
-    shift = dist.transforms.AffineTransform
+    shift: Any = dist.transforms.AffineTransform
     a = numpyro.sample("half-normal", dist.Normal(0.0, 3.0))
     b = numpyro.sample("exponential", dist.Normal(0.0, 3.0))
     c = numpyro.sample("truncated", dist.Normal(0.0, 3.0))

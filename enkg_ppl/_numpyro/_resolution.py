@@ -72,8 +72,8 @@ def _coarse_data(observations, guided, response: Response, bits: int) -> list[st
         remedy = f"{BITS_64}, or take" if bits < 64 else "take"
         return [
             f"the noise of observed site '{name}' is lost in rounding: near {np.median(size[:, worst]):.9g} numbers of "
-            f"{bits} bits are {step[worst]:.2g} apart, and its standard deviation is {sd[worst]:.2g}; {remedy} an offset "
-            "off data and simulator"
+            f"{bits} bits are {step[worst]:.2g} apart, and its standard deviation is {sd[worst]:.2g}; {remedy} an "
+            "offset off data and simulator"
         ]
     return []
 
@@ -94,14 +94,14 @@ def _coarse_arguments(model, args, kwargs, observations) -> list[str]:
             continue
         where = f"near {np.abs(leaf).max():.9g} numbers of 32 bits are {np.spacing(np.abs(rounded).max()):.2g} apart"
         return [
-            f"argument '{_name(model, path)}' of the model is lost in rounding: {where}, and its values have a standard "
-            f"deviation of {spread:.2g}; {BITS_64}, or take an offset off before passing it"
+            f"argument '{_name(model, path)}' of the model is lost in rounding: {where}, and its values have a "
+            f"standard deviation of {spread:.2g}; {BITS_64}, or take an offset off before passing it"
         ]
     return []
 
 
 def _name(model, path) -> str:
-    part, first = path[0].idx, path[1]
+    part, first = path[0].idx, path[1]  # of (args, kwargs), and a place or a name in it
     if part == 1:
         return str(first.key)
     try:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax.core import Tracer
+from jax.core import Tracer, eval_jaxpr
 from jax.interpreters.partial_eval import dce_jaxpr
 from numpyro.distributions import constraints
 
@@ -57,7 +57,7 @@ def _complete(part: Any) -> None:
         if part._validate_args is None:
             part._validate_args = dist.Distribution._validate_args
         if isinstance(part, dist.Levy):  # the one whose support is not in its tree
-            part._support = constraints.greater_than(part.loc)
+            part._support = constraints.greater_than(cast(Any, part.loc))
         part = vars(part)
     if isinstance(part, dict | list | tuple):
         for inner in part.values() if isinstance(part, dict) else part:
@@ -95,8 +95,8 @@ def check_support(run: Callable[[Vector], dict[str, Any]], z: jax.ShapeDtypeStru
         of_name = {other: (other == name,) * 2 for other in shapes}
         program, used = dce_jaxpr(closed.jaxpr, jax.tree.leaves(of_name), instantiate=False)
         if not used[0]:
-            values = jax.core.eval_jaxpr(program, closed.consts)
-            known[name] = tuple(np.asarray(a) for a in values)
+            inside, value = eval_jaxpr(program, closed.consts)
+            known[name] = np.asarray(inside), np.asarray(value)
     for name, (inside, value) in known.items():
         _refuse_outside(name, inside, value, fns[name])
 
@@ -173,8 +173,8 @@ def _refuse_vanishing(name: str, fn: dist.Distribution) -> None:
         vanishing = size[(size > 0) & (size < float(limits.tiny))]
         if vanishing.size:
             raise ModelError(
-                f"observed site '{name}' has the parameter {vanishing[0]:.3g}, which is zero in {limits.bits} bits: run "
-                "in 64 bits (numpyro.enable_x64() before anything else of JAX), or change the units of the data"
+                f"observed site '{name}' has the parameter {vanishing[0]:.3g}, which is zero in {limits.bits} bits: "
+                "run in 64 bits (numpyro.enable_x64() before anything else of JAX), or change the units of the data"
             )
 
 
@@ -186,7 +186,7 @@ def _in_words(fn: dist.Distribution) -> str:
         support = support.base_constraint
     for kind, words in IN_WORDS:
         if isinstance(support, kind if isinstance(kind, type) else type(kind)):
-            bounds = [getattr(support, bound, None) for bound in ("lower_bound", "upper_bound")]
+            bounds: list[Any] = [getattr(support, bound, None) for bound in ("lower_bound", "upper_bound")]
             if "{" in words and any(np.ndim(b) or isinstance(b, Tracer) for b in bounds):
                 return f"{name}, {words.split(' {')[0]} within its bounds"
             return f"{name}, {words.format(*(b if b is None else f'{b:g}' for b in bounds))}"
