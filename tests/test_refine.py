@@ -133,6 +133,15 @@ def test_the_better_of_two_references_is_told():
     assert mean_log_prob(right, z) > mean_log_prob(wrong, z) + 1
 
 
+def test_mixture_of_few_places_is_finite_in_32_bits():
+    """Three points of eight dimensions, many times over: the covariance has no Cholesky factor once it is rounded."""
+    rng = np.random.default_rng(0)
+    z = np.repeat(rng.normal(size=(3, 8)), 100, axis=0).astype(np.float32)
+    with jax.enable_x64(False):
+        reference = fit(rng, z, Shape(4, 5.0), 16)
+        assert all(np.isfinite(a).all() for a in (reference.mixture.means, reference.mixture.chols))
+
+
 def test_mixture_of_repeated_points_is_finite():
     fitted = fit(np.random.default_rng(0), np.ones((20, DIM)), Shape(2, 5.0), ROOM)
     assert np.all(np.isfinite(fitted.log_prob(jnp.ones(DIM))))

@@ -26,6 +26,7 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from enkg_ppl._correction._base import Correction, Level
+from enkg_ppl._correction._bounds import MOST, bounded
 from enkg_ppl._correction._gain import covariance_product, eigh, kalman_shift, krylov_shift
 from enkg_ppl._correction._slope import Pairs, learn, no_pairs
 from enkg_ppl._flow import conditional_sample, draw
@@ -148,16 +149,19 @@ def _analyse(
 ):
     """The Kalman update of z and the step to the next noise level; returns it and what was learned."""
     (forget, max_innovation), (sigma, sigma_next) = settings, sigmas
-    usable = jnp.all(jnp.isfinite(responses.prediction) & jnp.isfinite(responses.observation), axis=1)
+    usable, prediction, gamma, relative, reach = bounded(responses)
     n = jnp.maximum(jnp.sum(usable), 2)
-    gamma, relative = _noise(responses.noise, usable)
     root = jnp.sqrt(gamma)[None]
-    r, q = (_centred(a, usable, n) for a in (z, responses.prediction))
+    r, q = (_centred(a, usable, n) for a in (z, prediction))
     # From here on outputs are in units of the noise.
-    A = memory.slope / root
+    A = jnp.clip(memory.slope / root, -MOST, MOST)
     S = jnp.sum((q / root - r @ A) ** 2, axis=0) / (n - 1)
-    innovation = (responses.observation - responses.prediction) / root + jnp.sqrt(relative)[:, None] * perturbations
+    innovation = jnp.clip((responses.observation - responses.prediction) / root, -MOST, MOST)
+    innovation = innovation + jnp.sqrt(relative)[:, None] * perturbations
     innovation = jnp.where(usable[:, None], innovation, 0.0)
+    # What the slope misses by more than can be added to 1 would drown all other data: its unit is that miss.
+    unit = jnp.where(S * jnp.finfo(S.dtype).eps > 1, jnp.sqrt(S), 1.0)
+    A, S, innovation = A / unit[None], S / unit**2, innovation / unit[None]
 
     if prior.has_affine_denoiser:  # one covariance serves all particles
         CA = covariance_product(prior, x[0], sigma, A)
@@ -170,24 +174,14 @@ def _analyse(
 
         chunk = PARTICLES_AT_A_TIME if prior.chunk_size is None else min(PARTICLES_AT_A_TIME, prior.chunk_size)
         shifts = in_chunks(chunk, shift, x, innovation, relative)
-    x0 = z + jnp.where(usable[:, None], shifts, 0.0)
-    return x0 + sigma_next * noise, learn(memory, r, q, usable.astype(x.dtype), forget)
+    # In units of C a shift is no larger than the innovation: what is, rounding made.
+    farthest = max_innovation * len(gamma) ** 0.5 * jnp.maximum(prior.scale, sigma)
+    sound = usable & (jnp.linalg.norm(shifts, axis=1) <= farthest)
+    x0 = z + jnp.where(sound[:, None], shifts, 0.0)
+    return x0 + sigma_next * noise, learn(memory, r, q, usable.astype(x.dtype), forget, reach)
 
 
 def _centred(a: Float[AnyArray, "particles _"], usable, n):
     """Minus the mean of the usable rows; the others become zero."""
     a = jnp.where(usable[:, None], a, 0.0)
     return jnp.where(usable[:, None], a - jnp.sum(a, axis=0)[None] / n, 0.0)
-
-
-def _noise(noise: Float[Array, "particles m"], usable):
-    """One noise variance a datum, and each particle's in units of it.
-
-    Where the noise depends on the particle (an unknown scale, Poisson) each datum's median serves as the unit and
-    every particle has the median ratio over its data: exact where particles differ by a common factor.
-    """
-    positive = usable[:, None] & jnp.isfinite(noise) & (noise > 0)
-    gamma = jnp.nanmedian(jnp.where(positive, noise, jnp.nan), axis=0)
-    gamma = jnp.where(jnp.isfinite(gamma), gamma, 1.0)
-    relative = jnp.nanmedian(jnp.where(positive, noise / gamma[None], jnp.nan), axis=1)
-    return gamma, jnp.where(jnp.isfinite(relative), relative, 1.0)

@@ -38,12 +38,24 @@ def no_pairs(num_particles: int, dim: int, m: int, dtype) -> Pairs:
     return Pairs(*(jnp.zeros(s, dtype) for s in ((*shape, dim), (*shape, m), shape, (dim, m))))
 
 
-def learn(pairs: Pairs, r: Ensemble, q: Float[Array, "particles m"], weight, forget) -> Pairs:
-    """Add the centred pairs (r, q) of one level, let the older ones count `forget` times as much, and fit anew."""
+def learn(
+    pairs: Pairs,
+    r: Ensemble,
+    q: Float[Array, "particles m"],
+    weight,
+    forget,
+    reach: Float[Array, " m"] | float = jnp.inf,
+) -> Pairs:
+    """Add the centred pairs (r, q) of one level, let the older ones count `forget` times as much, and fit anew.
+
+    `reach`: outputs farther from the middle are pulled in to it; outputs of older levels may be wilder than this one's.
+    """
     draws, outputs, weights = (
         jnp.concatenate([new[None], old[:-1]])
         for new, old in zip((r, q, weight), (pairs.draws, pairs.outputs, forget * pairs.weights), strict=True)
     )
+    most = 2 * jnp.broadcast_to(reach, q.shape[1:])[None, None]  # the middle itself may lie as far out
+    outputs = jnp.clip(outputs, -most, most)
     root = jnp.sqrt(weights).reshape(-1, 1)
     slope = ridge(root * draws.reshape(-1, r.shape[1]), root * outputs.reshape(-1, q.shape[1]))
     return Pairs(draws, outputs, weights, slope)
@@ -58,6 +70,8 @@ def ridge(X: Float[Array, "rows dim"], Y: Float[Array, "rows m"]) -> Float[Array
     Source: Hastie, Tibshirani & Friedman (2009), The Elements of Statistical Learning, eq. 7.64 (leave-one-out).
     """
     floor = 100 * jnp.finfo(X.dtype).eps
+    unit = _power_of_two(jnp.max(jnp.abs(Y), axis=0))[None]
+    Y = Y / unit  # so that squares neither overflow nor vanish; no digit is lost
     if X.shape[0] <= X.shape[1]:
         values, U = jnp.linalg.eigh(X @ X.T)
         values = jnp.maximum(values, 0.0)
@@ -82,4 +96,11 @@ def ridge(X: Float[Array, "rows dim"], Y: Float[Array, "rows m"]) -> Float[Array
 
     penalties = largest * jnp.geomspace(floor, LARGEST_PENALTY, NUM_PENALTIES, dtype=X.dtype)
     penalty = penalties[jnp.argmin(jax.lax.map(error, penalties))]
-    return axes @ (moments / (values + penalty)[:, None])
+    return axes @ (moments / (values + penalty)[:, None]) * unit
+
+
+def _power_of_two(a: Float[Array, " m"]) -> Float[Array, " m"]:
+    """One of the size of each number; 1 for zero, and no smaller or larger than its own inverse can be."""
+    limit = jnp.finfo(a.dtype).maxexp - 2
+    _, exponent = jnp.frexp(a)
+    return jnp.ldexp(jnp.ones_like(a), jnp.where(a > 0, jnp.clip(exponent, -limit, limit), 0))

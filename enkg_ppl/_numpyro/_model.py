@@ -29,6 +29,7 @@ from enkg_ppl._numpyro._refusals import ModelError, check_arguments, check_laten
 from enkg_ppl._numpyro._response import UnusableObservation, gaussian_response
 from enkg_ppl._numpyro._simulator import Constants, OneStep, Simulator
 from enkg_ppl._numpyro._sites import LatentSite, hashable, is_imputed, is_latent, is_traced, of_step, prior_of, shape_of
+from enkg_ppl._numpyro._support import check_support
 from enkg_ppl._numpyro._transport import from_standard, standard_shape
 from enkg_ppl._prior import GaussianPrior, Prior
 from enkg_ppl._prior._product import ProductPrior
@@ -72,6 +73,7 @@ class NumPyroModel:
             model, sites, deterministic, imputed, (), {}, tuple(steps.items()), self.simulator.constants
         )
         self._check_diffusion()
+        check_support(self.simulator.trace, jax.ShapeDtypeStruct((self.dim,), jnp.zeros(()).dtype))
         self.simulator = self._simulator_of_data()
         self.guided, self.unguided = self._split_by_guidance()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from enkg_ppl._likelihood import Likelihood, Response
 from enkg_ppl._numpyro._response import gaussian_response, ranks_may_differ
+from enkg_ppl._numpyro._support import unflattened, validating
 from enkg_ppl._types import Scalar
 
 
@@ -27,27 +28,17 @@ class Observation(eqx.Module):
     scale: Any
 
     def __init__(self, fn: dist.Distribution, value, scale):
-        self.leaves, self.structure = jax.tree.flatten(fn)
+        self.leaves, self.structure = jax.tree.flatten(validating(fn))
         self.value, self.scale = value, scale
 
     @property
     def fn(self) -> dist.Distribution:
-        return jax.tree.unflatten(self.structure, self.leaves)
+        return unflattened(self.structure, self.leaves)
 
     def log_prob(self) -> Array:
-        """Log density of every independent datum, before `scale`."""
+        """Log density of every independent datum, before `scale`; -inf outside of the support, as in NumPyro."""
         with ranks_may_differ():
-            log_prob = jnp.asarray(self.fn.log_prob(self.value))
-            if _is_uniform(self.fn):  # NumPyro's density of it is the same outside of the bounds
-                inside = cast(Any, self.fn.support)(self.value)
-                return jnp.where(inside, log_prob, -jnp.inf)
-            return log_prob
-
-
-def _is_uniform(fn: dist.Distribution) -> bool:
-    while isinstance(fn, dist.Independent | dist.ExpandedDistribution):
-        fn = fn.base_dist
-    return isinstance(fn, dist.Uniform)
+            return jnp.asarray(self.fn.log_prob(self.value))
 
 
 class SiteLikelihood(Likelihood):
@@ -63,8 +54,12 @@ class SiteLikelihood(Likelihood):
         return total
 
     def score(self, g: dict[str, Observation]) -> dict[str, Observation]:
-        """Gradient with respect to every float in the sites' distributions, of their own structure."""
-        return eqx.filter_grad(self.log_prob)(g)
+        """Gradient with respect to every float in the sites' distributions, of their own structure.
+
+        Zero where the data are outside of the support: there the density tells no way to go.
+        """
+        log_prob, score = eqx.filter_value_and_grad(self.log_prob)(g)
+        return jax.tree.map(lambda a: jnp.where(jnp.isneginf(log_prob), 0.0, a), score)
 
     def fisher(self, g: dict[str, Observation]) -> Float[Array, " m"]:
         return 1 / self.response(g).noise

@@ -16,6 +16,7 @@ from enkg_ppl._forward import ensemble_forward, has_failed
 from enkg_ppl._ledger import Ledger
 from enkg_ppl._numpyro._model import NumPyroModel
 from enkg_ppl._numpyro._observation import Observation
+from enkg_ppl._numpyro._resolution import check_resolution
 from enkg_ppl._numpyro._simulator import Simulator
 from enkg_ppl._posterior import Posterior
 from enkg_ppl._prior import GaussianPrior, Prior
@@ -100,6 +101,10 @@ def collect(
     diagnostics = diagnose(posteriors, chi2, num_data, np.asarray(log_likelihood), checks)
     for name, why in model.unguided.items():
         diagnostics[f"unguided '{name}'"] = f"left to the refinement: {why}"
+    rounding = check_resolution(
+        model.model, model.args, model.kwargs, observations, tuple(model.guided), response, log_likelihood
+    )
+    diagnostics.warnings[:0] = rounding
     log_evidence, error = _evidence(posteriors)
     diagnostics["log_evidence"] = posteriors[0].why_no_evidence if log_evidence is None else log_evidence
     if error is not None:

@@ -20,6 +20,7 @@ from enkg_ppl._refine._reference import Reference, gaussian
 from enkg_ppl._types import Ensemble
 
 DF = 25.0
+LARGEST = 1e100  # output whose square is still far from overflow
 RIDGES = np.geomspace(1e-6, 1e2, 33)  # times the mean eigenvalue of the Gram matrix
 
 
@@ -30,7 +31,7 @@ def linearised_reference(z: Ensemble, response: Response, room: int, dtype) -> R
     """
     z = np.asarray(z, float)
     g, observed, noise = (np.asarray(a, float) for a in (response.prediction, response.observation, response.noise))
-    usable = np.isfinite(g).all(axis=1) & np.isfinite(observed).all(axis=1) & np.isfinite(z).all(axis=1)
+    usable = (np.abs(g) < LARGEST).all(axis=1) & np.isfinite(observed).all(axis=1) & np.isfinite(z).all(axis=1)
     z, g, observed, noise = (a[usable] for a in (z, g, observed, noise))
     if len(z) < 8:
         return None

@@ -109,6 +109,17 @@ def _mixture(log_weights, means, chols, df) -> StudentMixture:
     return StudentMixture(log_weights, means, chols, whiteners, df)
 
 
+def _factor(covariance: Float[AnyArray, "*batch dim dim"]) -> Float[AnyArray, "*batch dim dim"]:
+    """The Cholesky factor; the standard deviations where rounding has left none.
+
+    Proposals would be NaN otherwise: in 32 bits of particles that lie in few directions, or at few places.
+    """
+    chol = jnp.linalg.cholesky(covariance)
+    identity = jnp.broadcast_to(jnp.eye(covariance.shape[-1], dtype=chol.dtype), covariance.shape)
+    sd = jnp.sqrt(covariance * identity)
+    return jnp.where(jnp.all(jnp.isfinite(chol), axis=(-2, -1), keepdims=True), chol, sd)
+
+
 # Constants of the fit, measured on the sbibm tasks.
 NUM_EM_STEPS = 25
 COVARIANCE_PRIOR = 0.5  # prior covariance of a component: this times K^(-2/d), in whitened units
@@ -137,7 +148,7 @@ def fit_student_mixture(
     covariance = centred.T @ centred / n
     # Resampled particles may repeat: a floor on the spread keeps the factor finite.
     ridge = 1e-6 * jnp.trace(covariance) / d + 1e-10
-    whitener = jnp.linalg.cholesky(covariance + ridge * jnp.eye(d, dtype=z.dtype))
+    whitener = _factor(covariance + ridge * jnp.eye(d, dtype=z.dtype))
     w = jax.scipy.linalg.solve_triangular(whitener, (z - centre[None]).T, lower=True).T
     prior_covariance = COVARIANCE_PRIOR * size ** (-2.0 / d) * jnp.eye(d, dtype=z.dtype)
     prior_df = d + 2.0
@@ -165,7 +176,7 @@ def fit_student_mixture(
         covariances = jax.vmap(scatter)(u.T, means) + prior_df * prior_covariance[None]
         covariances = covariances / (mass + prior_df)[:, None, None]
         log_weights = jnp.where(there, jnp.log((mass + 1) / (n + size)), -jnp.inf)
-        return _mixture(log_weights, means, jnp.linalg.cholesky(covariances), df)
+        return _mixture(log_weights, means, _factor(covariances), df)
 
     fitted = jax.lax.fori_loop(0, NUM_EM_STEPS, em_step, start)
     means = centre[None] + fitted.means @ whitener.T

@@ -113,6 +113,7 @@ def simulated(
     """Those of finite numbers; None where there are too few, or too many data, to fit a conditional Gaussian to."""
     arrays = [np.asarray(a) for a in (z, *response)]
     usable = np.logical_and.reduce([np.isfinite(a).all(axis=1) for a in arrays])
+    usable &= (np.abs(arrays[1]) < 0.1 * np.finfo(arrays[1].dtype).max ** 0.5).all(axis=1)  # squares must not overflow
     z, *parts = (a[usable] for a in arrays)
     (n, d), m = z.shape, parts[0].shape[1]
     if d < 2 or n < LEAST_PAIRS * d or m * d**2 > MOST_WORK:

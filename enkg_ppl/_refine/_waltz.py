@@ -332,7 +332,8 @@ def _innovation(response: Response) -> Float[np.ndarray, "particles m"]:
 
 def _typical_noise(noise: Float[np.ndarray, "particles m"]) -> Float[np.ndarray, " m"]:
     """One variance a datum: where it depends on the particle (Poisson, unknown scale), the median serves all."""
-    gamma = np.median(np.where(np.isfinite(noise), noise, np.inf), axis=0)
+    least = np.finfo(noise.dtype).tiny  # stands for zero, as at a count whose rate is
+    gamma = np.median(np.where(np.isfinite(noise) & (noise > least), noise, np.inf), axis=0)
     return np.where(np.isfinite(gamma) & (gamma > 0), gamma, 1.0)
 
 
