@@ -10,12 +10,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from enkg_ppl._blackbox import only_rows, raise_host_failure
 from enkg_ppl._ensembles import Meeting
 from enkg_ppl._host_call import calls_host
 from enkg_ppl._likelihood import Likelihood, Response
+from enkg_ppl._marks import poisoned, with_failures
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._types import AnyArray, Ensemble, EnsembleOutput
 
@@ -29,7 +30,11 @@ KEPT = 4  # calls of `Evaluator.response` that are remembered
 
 
 def ensemble_forward(forward, x: Ensemble, chunk_size: int | None = None) -> EnsembleOutput:
-    """The forward map on an ensemble: all particles at once, or `chunk_size` at a time to bound memory."""
+    """The forward map on an ensemble: all particles at once, or `chunk_size` at a time to bound memory.
+
+    Floats that a failed simulation went into are NaN, even where it returns whole numbers.
+    """
+    forward = poisoned(forward)
     if chunk_size is None:
         return jax.vmap(forward)(x)
     if chunk_size < 1:
@@ -39,12 +44,13 @@ def ensemble_forward(forward, x: Ensemble, chunk_size: int | None = None) -> Ens
 
 def ensemble_response(problem: InverseProblem, x: Ensemble, chunk_size: int | None = None) -> Response:
     """Simulate an ensemble; what the Kalman step needs of the result."""
-    return jax.vmap(problem.likelihood.response)(ensemble_forward(problem.forward, x, chunk_size))
+    return ensemble_forward(lambda x: problem.likelihood.response(problem.forward(x)), x, chunk_size)
 
 
 @eqx.filter_jit
-def _simulate(forward, x: Ensemble) -> EnsembleOutput:
-    return jax.vmap(forward)(x)
+def _simulate(forward, x: Ensemble) -> tuple[EnsembleOutput, Bool[AnyArray, " particles"]]:
+    """Outputs, and which of them a failure went into that they may not show as NaN."""
+    return jax.vmap(with_failures(forward))(x)
 
 
 @eqx.filter_jit
@@ -60,6 +66,10 @@ def _both(likelihood: Likelihood, g: EnsembleOutput) -> tuple[Float[AnyArray, " 
 @eqx.filter_jit
 def _response(likelihood: Likelihood, g: EnsembleOutput) -> Response:
     return jax.vmap(likelihood.response)(g)
+
+
+def _beside(mask, a):
+    return mask.reshape(-1, *(1,) * (a.ndim - 1))
 
 
 class Evaluator:
@@ -87,8 +97,8 @@ class Evaluator:
             raise ValueError(f"chunk_size must be at least 1 particle, or None for all at once; got {chunk_size}")
         dtype = problem.prior.location.dtype
         code = str(jax.make_jaxpr(problem.forward)(jax.ShapeDtypeStruct((problem.dim,), dtype)))
-        self._on_host = calls_host(code)
-        if self._on_host:
+        self.on_host = calls_host(code)
+        if self.on_host:
             sizes = {batch_size * factor for factor in HOST_BATCHES}
         elif "while[" in code or "scan[" in code:
             sizes = {-(-batch_size // SMALL_BATCH_FRACTION), batch_size}
@@ -161,15 +171,17 @@ class Evaluator:
         """The same, in batches of the sizes that are compiled."""
         parts, start = [], 0
         # The watch over host code holds a lock; ensembles on several devices need none for code in JAX.
-        with raise_host_failure() if self._on_host else nullcontext():
+        with raise_host_failure() if self.on_host else nullcontext():
             while start < len(x):
                 left = len(x) - start
                 size = next((size for size in self._sizes if size >= left), self._sizes[-1])
                 rows, kept = np.arange(start, start + size), min(size, left)
                 batch = jnp.asarray(x[np.minimum(rows, len(x) - 1)])  # filled up with the last particle
-                with only_rows(rows < len(x)) if self._on_host else nullcontext():
-                    outputs = _simulate(self.problem.forward, batch)
-                    part = jax.device_get(finish(self.problem.likelihood, outputs))
+                with only_rows(rows < len(x)) if self.on_host else nullcontext():
+                    outputs, failed = _simulate(self.problem.forward, batch)
+                    part, failed = jax.device_get((finish(self.problem.likelihood, outputs), failed))
+                if failed.any():
+                    part = jax.tree.map(lambda a, failed=failed: np.where(_beside(failed, a), np.nan, a), part)
                 parts.append(jax.tree.map(lambda a, k=kept: a[:k], part))
                 start += size
         return jax.tree.map(lambda *pieces: np.concatenate(pieces), *parts)

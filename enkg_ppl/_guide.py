@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from enkg_ppl._blackbox import raise_host_failure
+from enkg_ppl._blackbox import raise_host_failure, watch_black_boxes
 from enkg_ppl._correction import Correction, KalmanCorrection, Level
 from enkg_ppl._forward import Evaluator, Respond, ensemble_response
 from enkg_ppl._posterior import Posterior
@@ -19,6 +19,7 @@ from enkg_ppl._schedule import Schedule
 from enkg_ppl._types import Ensemble, Key, Vector
 
 
+@watch_black_boxes()
 def guide(
     key: Key,
     problem: InverseProblem,

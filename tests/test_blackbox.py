@@ -142,7 +142,7 @@ def test_timeout():
     [
         (lambda: blackbox(3, ()), TypeError, "blackbox needs a function; got 3"),
         (lambda: blackbox(one, "ab"), ValueError, "shape as a tuple of whole numbers"),
-        (lambda: blackbox(one, (2,), on_failure="skip"), ValueError, "on_failure 'raise' or 'reject'; got 'skip'"),
+        (lambda: blackbox(one, (2,), on_failure="skip"), ValueError, "'tolerate', 'raise' or 'reject'; got 'skip'"),
         (lambda: blackbox(one, (2,), timeout=0), ValueError, "timeout > 0 seconds or None; got 0"),
         (lambda: blackbox(one, (2,), executor=3), TypeError, "executor with a submit method; got 3"),
     ],

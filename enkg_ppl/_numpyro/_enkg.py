@@ -18,6 +18,7 @@ from numpyro.infer import MCMC
 from enkg_ppl._correction import Correction
 from enkg_ppl._diagnostics import Diagnostics
 from enkg_ppl._ensembles import METHODS, EnsembleMethod, Meeting, run_ensembles
+from enkg_ppl._failure import MOST_CHECKS, Run, continue_run
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._infer import LEAST, Progress, infer
 from enkg_ppl._numpyro._arguments import as_typed_key, check_count, check_extra_fields, refuse_unknown
@@ -137,7 +138,10 @@ class EnKG(MCMC):
         problem = numpyro_model.problem()
         evaluator = Evaluator(problem, block_size(self.num_particles), self.chunk_size)
         budget = self._budget()
-        with ProgressBar(self.progress_bar, self.num_ensembles) as bar:
+        seen = Run(check=budget is None or budget >= LEAST * self.num_particles + MOST_CHECKS)
+        if budget is not None and seen.check and evaluator.on_host:
+            budget -= MOST_CHECKS
+        with continue_run(seen), ProgressBar(self.progress_bar, self.num_ensembles) as bar:
 
             def one(i: int, meeting: Meeting | None) -> Posterior:
                 progress = Progress(functools.partial(bar.guide, i), functools.partial(bar.refine, i))
@@ -147,11 +151,15 @@ class EnKG(MCMC):
                 return posterior
 
             posteriors = run_ensembles(one, self.num_ensembles, self.ensemble_method)
-        result = collect(numpyro_model, problem, posteriors, evaluator.batch_size, self.chunk_size, extra_fields)
+        posteriors[0].num_forward_evaluations += seen.num_checks
+        with continue_run(seen):
+            result = collect(numpyro_model, problem, posteriors, evaluator.batch_size, self.chunk_size, extra_fields)
+        result.diagnostics["warnings"] = [*seen.finish(), *result.diagnostics.warnings]
         result.seconds = time.perf_counter() - started
         self._args, self._kwargs, self._result = args, kwargs, result
         for sentence in result.diagnostics.warnings:
-            warnings.warn(f"EnKG: {sentence}", stacklevel=2)
+            if sentence not in seen.told:
+                warnings.warn(f"EnKG: {sentence}", stacklevel=2)
 
     def _infer(
         self,

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from enkg_ppl._blackbox import raise_host_failure
+from enkg_ppl._blackbox import raise_host_failure, watch_black_boxes
+from enkg_ppl._marks import poisoned
 from enkg_ppl._numpyro._model import NumPyroModel
 from enkg_ppl._numpyro._observation import Observation
 from enkg_ppl._numpyro._response import ranks_may_differ
@@ -33,6 +34,7 @@ def sample_observed(key: jax.Array, observations: dict[str, Observation]) -> dic
         }
 
 
+@watch_black_boxes()
 def predict(enkg: EnKG, key: jax.Array) -> dict[str, jax.Array]:
     """Prior draws of every site, and data simulated from them; leads with (ensemble, particle)."""
     key_z, key_data = jr.split(key)
@@ -47,4 +49,4 @@ def predict(enkg: EnKG, key: jax.Array) -> dict[str, jax.Array]:
 
 @eqx.filter_jit
 def _replay(simulator: Simulator, z: jax.Array):
-    return jax.vmap(jax.vmap(simulator.replay))(z)
+    return jax.vmap(jax.vmap(poisoned(simulator.replay)))(z)
