@@ -240,10 +240,10 @@ class BlackBox:
             raise failure.raised_by(self.name) from failure.error
         if policy == "reject":
             if not _State.collecting and not np.issubdtype(dtype, np.inexact):
-                raise BlackBoxError(
-                    f"{self.name} {failure}, which a result of {dtype} cannot show outside of a run of EnKG: give "
-                    "blackbox a float dtype, or leave such parameters out"
-                ) from failure.error
+                warn_user(
+                    f"{self.name} {failure}, and outside of a run of EnKG nothing tells its result of {dtype}, which "
+                    "cannot be NaN, from a 0: leave such parameters out, or give blackbox a float dtype"
+                )
             return
         first = tally.first or failure
         if failure.is_programming_error:

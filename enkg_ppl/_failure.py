@@ -89,7 +89,8 @@ class Tally:
     def beyond(self) -> str:
         """How many they are, to go on after the first of them."""
         if self.num_failed == self.num_done:
-            return f", and all {self.num_done:,} simulations so far failed" if self.num_done > 1 else ""
+            every = "both" if self.num_done == 2 else f"all {self.num_done:,}"
+            return f", and {every} simulations so far failed" if self.num_done > 1 else ""
         return (
             f", the first of {self.num_failed:,} failures in {self.num_done:,} simulations, where {TOLERATED:.0%} are put "
             "up with"
@@ -140,7 +141,6 @@ class Run:
                     f"zero likelihood; the first {tally.first}: mend the simulator "
                     "there, or pass on_failure='reject' to blackbox where such parameters are impossible"
                 )
-        self._tallies = {}
         return self.warnings
 
     def raise_if_all_failed(self, error: BaseException | None = None) -> None:
@@ -256,8 +256,9 @@ _PACKAGE = str(Path(__file__).parent)
 
 
 def warn_user(sentence: str) -> None:
-    """A warning at the line of the user's that led here."""
-    frame, level = sys._getframe(1), 2
-    while frame is not None and (frame.f_code.co_filename.startswith(_PACKAGE) or "contextlib" in frame.f_code.co_filename):
+    """A warning at the line that called this package."""
+    frame, level, outermost = sys._getframe(1), 2, 1
+    while frame is not None:
+        outermost = level if frame.f_code.co_filename.startswith(_PACKAGE) else outermost
         frame, level = frame.f_back, level + 1
-    warnings.warn(sentence, stacklevel=level - 1 if frame is None else level)
+    warnings.warn(sentence, stacklevel=outermost + 1)
