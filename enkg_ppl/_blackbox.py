@@ -90,17 +90,13 @@ def blackbox(
     Raises `TypeError` where `fn` cannot be called, or cannot be sent to the processes of a pool, `ValueError` for
     a shape, timeout, plates or on_failure that makes no sense. Warns of a pool that forks.
     """
-    return BlackBox(
-        fn, shape, dtype, vectorized, executor, timeout, on_failure, plates, check_deterministic, name
-    )
+    return BlackBox(fn, shape, dtype, vectorized, executor, timeout, on_failure, plates, check_deterministic, name)
 
 
 class BlackBox:
     """A simulator in host code; made by `blackbox`."""
 
-    def __init__(
-        self, fn, shape, dtype, vectorized, executor, timeout, on_failure, plates, check_deterministic, name
-    ):
+    def __init__(self, fn, shape, dtype, vectorized, executor, timeout, on_failure, plates, check_deterministic, name):
         if not callable(fn):
             raise TypeError(f"blackbox needs a function; got {fn!r}")
         shape = (shape,) if isinstance(shape, int | np.integer) else shape
@@ -168,9 +164,7 @@ class BlackBox:
 
         @jax.custom_jvp
         def call(*args):
-            return host_call(
-                lambda *a: self._host(ranks, result.dtype, a), (result, failed), *args, flagged=True
-            )
+            return host_call(lambda *a: self._host(ranks, result.dtype, a), (result, failed), *args, flagged=True)
 
         @call.defjvp
         def _(primals, tangents):
@@ -397,7 +391,9 @@ class BlackBox:
         tally.num_checks += 1
         tally.num_calls += 1
         tally.num_done += 1
-        results = self._together(rows, one, dtype, "raise") if self.vectorized else self._each(rows, one, np.empty(0, dtype))
+        results = (
+            self._together(rows, one, dtype, "raise") if self.vectorized else self._each(rows, one, np.empty(0, dtype))
+        )
         value = next(results)[1]
         results.close()
         return None if isinstance(value, Failure) else value

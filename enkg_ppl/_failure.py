@@ -104,9 +104,7 @@ class Tally:
         assert self.first is not None
         number = f"all {self.num_calls:,} simulations" if self.num_calls > 1 else "the only simulation"
         remedy = self.first.remedy if self.first.is_programming_error else "mend the simulator, or the prior"
-        return BlackBoxError(
-            f"{number} of {self.name} failed, and the first {self.first}: {remedy}"
-        )
+        return BlackBoxError(f"{number} of {self.name} failed, and the first {self.first}: {remedy}")
 
 
 class Run:

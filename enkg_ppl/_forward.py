@@ -18,6 +18,7 @@ from enkg_ppl._host_call import calls_host
 from enkg_ppl._likelihood import Likelihood, Response
 from enkg_ppl._marks import poisoned, with_failures
 from enkg_ppl._problem import InverseProblem
+from enkg_ppl._programs import compiled, weakly
 from enkg_ppl._types import AnyArray, Ensemble, EnsembleOutput
 
 Respond = Callable[[Ensemble], Response]  # the working responses of a whole ensemble, leading axis particles
@@ -47,7 +48,7 @@ def ensemble_response(problem: InverseProblem, x: Ensemble, chunk_size: int | No
     return ensemble_forward(lambda x: problem.likelihood.response(problem.forward(x)), x, chunk_size)
 
 
-@eqx.filter_jit
+@compiled
 def _simulate(forward, x: Ensemble) -> tuple[EnsembleOutput, Bool[AnyArray, " particles"]]:
     """Outputs, and which of them a failure went into that they may not show as NaN."""
     return jax.vmap(with_failures(forward))(x)
@@ -178,7 +179,7 @@ class Evaluator:
                 rows, kept = np.arange(start, start + size), min(size, left)
                 batch = jnp.asarray(x[np.minimum(rows, len(x) - 1)])  # filled up with the last particle
                 with only_rows(rows < len(x)) if self.on_host else nullcontext():
-                    outputs, failed = _simulate(self.problem.forward, batch)
+                    outputs, failed = _simulate(weakly(self.problem.forward), batch)
                     part, failed = jax.device_get((finish(self.problem.likelihood, outputs), failed))
                 if failed.any():
                     part = jax.tree.map(lambda a, failed=failed: np.where(_beside(failed, a), np.nan, a), part)

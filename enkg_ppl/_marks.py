@@ -54,7 +54,8 @@ def _poison(value, mark: Mark):
 
 
 def _run(function, args):
-    program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+    # JAX keeps what it traced as long as the function that it traced, so it gets one of its own.
+    program, shapes = jax.make_jaxpr(lambda *args: function(*args), return_shape=True)(*args)
     leaves, structure = jax.tree.leaves(args), jax.tree.structure(shapes)
     if not _may_lose(program.jaxpr, [False] * len(program.jaxpr.invars))[0]:
         values = jaxpr_as_fun(program)(*leaves)  # as it is: other programs round otherwise
@@ -230,7 +231,9 @@ def _while(eqn, inputs, into):
         return *_step(values, marks), turning
 
     def _step(values, marks):
-        out, out_marks = _evaluate(body.jaxpr, body.consts, [*inputs[first:start], *values], [*into[first:start], *marks])
+        out, out_marks = _evaluate(
+            body.jaxpr, body.consts, [*inputs[first:start], *values], [*into[first:start], *marks]
+        )
         return out, _arrays(out_marks)
 
     carry = (inputs[start:], into[start:], jnp.zeros((), bool))

@@ -188,7 +188,12 @@ def rounds_otherwise_alone(theta):
 @pytest.mark.parametrize(
     ("fn", "vectorized", "words", "checks"),
     [
-        (noisy, False, r"^noisy is random: with the same parameters \(theta=\[.*\]\) it gave another result, .*latent site", 1),
+        (
+            noisy,
+            False,
+            r"^noisy is random: with the same parameters \(theta=\[.*\]\) it gave another result, .*latent site",
+            1,
+        ),
         (noisy, True, r"^noisy is random: .*: use common random numbers .*, or return an estimate", 2),
         (noisy_in_order, True, r"^noisy_in_order gives other results .* alone than among other particles: random", 2),
         (common_noise, False, None, 1),
@@ -244,6 +249,8 @@ def test_plates_element_by_element(vectorized):
 def test_a_plate_around_a_number(fn, what):
     simulate = blackbox(fn, (), name="simulate", on_failure="raise")
     name = "x1" if fn is np.multiply else "a"
-    words = rf"^simulate {what}, as {name} has shape \(2,\): where that is a plate, pass plates='map' .*, or shape=\(2,\)"
+    words = (
+        rf"^simulate {what}, as {name} has shape \(2,\): where that is a plate, pass plates='map' .*, or shape=\(2,\)"
+    )
     with pytest.raises(BlackBoxError, match=words), raise_host_failure():
         jax.block_until_ready(jax.vmap(simulate)(A, B))

@@ -49,7 +49,9 @@ def test_a_few_failures_are_put_up_with_and_named_once(fn, what, vectorized):
     """Three of 256: only their own particles have no chance, whatever call they were in."""
     simulate = blackbox(fn, (1,), vectorized=vectorized, name="solver")
     first = X[BAD][0, 0]
-    words = rf"^solver failed for 3 of 256 simulations, .* zero likelihood; the first {what} for x=\[{first:.6g}\d?\]: mend"
+    words = (
+        rf"^solver failed for 3 of 256 simulations, .* zero likelihood; the first {what} for x=\[{first:.6g}\d?\]: mend"
+    )
     with pytest.warns(UserWarning, match=words) as told, watch_black_boxes():
         found = log_likelihood(simulate)
     assert len(told) == 1
@@ -60,7 +62,9 @@ def test_a_few_failures_are_put_up_with_and_named_once(fn, what, vectorized):
 
 def test_more_than_a_few_end_the_run_early():
     simulate = blackbox(lambda x: x if x < 0.5 else 1 / 0, (1,), name="solver")
-    words = r"^solver raised ZeroDivisionError: .* for x=\[.*\], the first of 8 failures in \d+ simulations, where 1% are"
+    words = (
+        r"^solver raised ZeroDivisionError: .* for x=\[.*\], the first of 8 failures in \d+ simulations, where 1% are"
+    )
     with pytest.raises(BlackBoxError, match=words), watch_black_boxes():
         log_likelihood(simulate)
     assert simulate.num_calls < 60  # 8 of about 32: 256 simulations may have 7 without being above 1 %
@@ -101,7 +105,9 @@ def test_a_typo_ends_the_run_whatever_the_policy(on_failure, vectorized):
         log_likelihood(simulate)
     assert "reject" not in str(caught.value)
     assert isinstance(caught.value.__cause__, AttributeError)
-    assert str(caught.value).startswith("typo raised" if on_failure == "tolerate" else "all 256 simulations of typo failed")
+    assert str(caught.value).startswith(
+        "typo raised" if on_failure == "tolerate" else "all 256 simulations of typo failed"
+    )
 
 
 def test_an_error_of_the_simulators_code_at_some_parameters_can_be_rejected():

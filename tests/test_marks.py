@@ -90,7 +90,9 @@ def test_floats_that_it_went_into_are_nan():
 
 
 def test_outside_of_a_run_a_whole_number_cannot_tell():
-    words = r"count raised ArithmeticError: no solution, for x=1\., and outside of a run of EnKG nothing tells its result"
+    words = (
+        r"count raised ArithmeticError: no solution, for x=1\., and outside of a run of EnKG nothing tells its result"
+    )
     with pytest.warns(UserWarning, match=words):
         assert count(1.0) == 0
 
@@ -148,4 +150,3 @@ def test_failures_have_no_chance_whatever_the_dtype(name, dtype):
     np.testing.assert_array_equal(np.isnan(response.prediction[:, 0]), FAILS)
     assert simulate.num_rejected == evaluate.num_failed == FAILS.sum()
     assert simulate.num_calls == len(X)
-

@@ -136,7 +136,9 @@ def test_the_program_ends_after_a_time_out():
 def test_what_cannot_be_used():
     closed = ThreadPoolExecutor(1)
     closed.shutdown()
-    words = r"^the executor of fn takes no further simulation \(cannot schedule .*\): keep it open until the run has ended"
+    words = (
+        r"^the executor of fn takes no further simulation \(cannot schedule .*\): keep it open until the run has ended"
+    )
     with pytest.raises(BlackBoxError, match=words):
         all_of(blackbox(lambda x: x, (1,), executor=closed, name="fn"))
 
@@ -151,7 +153,9 @@ def test_what_cannot_be_used():
 
 
 def test_pools_that_cannot_work_are_told_beforehand(pool):
-    with pytest.raises(TypeError, match=r"^<lambda> cannot be sent to the processes of a ProcessPoolExecutor: define it"):
+    with pytest.raises(
+        TypeError, match=r"^<lambda> cannot be sent to the processes of a ProcessPoolExecutor: define it"
+    ):
         blackbox(lambda x: x, (1,), executor=pool)
     words = r"^the ProcessPoolExecutor of dies forks, and a forked process hangs where it uses JAX: .*get_context\('spawn'\)"
     with (

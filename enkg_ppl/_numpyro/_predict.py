@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -16,6 +15,7 @@ from enkg_ppl._numpyro._observation import Observation
 from enkg_ppl._numpyro._response import ranks_may_differ
 from enkg_ppl._numpyro._result import is_standard
 from enkg_ppl._numpyro._simulator import Simulator
+from enkg_ppl._programs import compiled
 from enkg_ppl._refine._blocks import block_size
 from enkg_ppl._refine._coordinates import decode_all
 
@@ -47,6 +47,6 @@ def predict(enkg: EnKG, key: jax.Array) -> dict[str, jax.Array]:
     return values | sample_observed(key_data, observations)
 
 
-@eqx.filter_jit
+@compiled
 def _replay(simulator: Simulator, z: jax.Array):
     return jax.vmap(jax.vmap(poisoned(simulator.replay)))(z)
