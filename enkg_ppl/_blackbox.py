@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from typing import Literal
 
@@ -34,6 +35,8 @@ MOST_REPEATS = 64
 # Differences between alone and in company that are this share of the spread over particles do not matter.
 SMALL_SHARE = 1e-3
 SILENCE = " (check_deterministic=False of blackbox leaves the question out)"
+
+Results = Generator[tuple[np.ndarray, "np.ndarray | Failure"]]
 
 ON_FAILURE = ("tolerate", "raise", "reject")
 
@@ -65,11 +68,11 @@ def blackbox(
     `on_failure`: what an exception, `sys.exit`, a time-out, the death of a worker process or a NaN means. "tolerate":
     a few failures, at most 1 % of a run's simulations (as far as chance lets tell while it is under way), have zero
     likelihood, and one warning at the end names the first; more of them raise, and so does an error in the code of
-    `fn` (a `NameError`, `AttributeError`, `TypeError`, `ImportError`, ...). Outside of a run they all raise. "raise": the
-    first raises. "reject": such parameters have zero likelihood, however many; only where every simulation fails does
-    that raise. What raises is a `BlackBoxError` that names the parameters. The result of a failure is NaN, so a model
-    may answer for it with `jnp.where(jnp.isnan(f), ..., f)`; results that cannot hold NaN (`dtype=int`, bool) are 0
-    there, and the likelihood is zero all the same.
+    `fn` (a `NameError`, `AttributeError`, `TypeError`, `ImportError`, ...). Outside of a run they all raise. "raise":
+    the first raises. "reject": such parameters have zero likelihood, however many; only where every simulation fails
+    does that raise. What raises is a `BlackBoxError` that names the parameters. The result of a failure is NaN, so a
+    model may answer for it with `jnp.where(jnp.isnan(f), ..., f)`; results that cannot hold NaN (`dtype=int`, bool) are
+    0 there, and the likelihood is zero all the same.
     `plates`: "map" simulates the elements of plates one by one: every argument is then one number a simulation, and
     `simulate(a)` of an `a` of shape (5,) is five simulations with a result of shape `(5, *shape)`.
     `check_deterministic`: whether each run repeats one simulation, and warns where the result is another. A simulator
@@ -78,10 +81,10 @@ def blackbox(
     an argument that is a latent site of the model, or, nearly, by an estimate such as the mean of many runs.
     `name`: for messages (default: the function's own).
 
-    `num_calls` is the number of particles simulated so far, a repeated one included (`EnKG.num_forward_evaluations` does
-    so too); `num_rejected` that of failures. `num_repeated` counts apart what a failure made it repeat: where a
-    vectorised call raises, its ensemble is halved until the particles are found that it fails for. Elements of plates
-    count one each. Asking for a gradient raises `TypeError`.
+    `num_calls` is the number of particles simulated so far, including the one that is repeated (as it is in
+    `EnKG.num_forward_evaluations`); `num_rejected` that of failures. `num_repeated` counts apart what a failure made it
+    repeat: where a vectorised call raises, its ensemble is halved until it is known for which particles. Elements of
+    plates count one each. Asking for a gradient raises `TypeError`.
 
     Under `jax.lax.cond` it is called for every particle all the same, since JAX evaluates both branches of an ensemble
     and selects afterwards. To spare it parameters that it cannot take, write two `where`s:
@@ -209,17 +212,13 @@ class BlackBox:
         policy = "raise" if run is None and self.on_failure == "tolerate" else self.on_failure
         tally.num_calls += len(wanted)
         results = self._together(rows, wanted, out.dtype, policy) if self.vectorized else self._each(rows, wanted, out)
-        try:
+        with contextlib.closing(results):
             for where, value in results:
                 tally.num_done += len(where)
                 if isinstance(value, Failure):
                     self._failed(value, len(where), tally, policy, out.dtype)
                 else:
                     out[where], failed[where] = value, False
-        except UnusableExecutor as error:
-            raise BlackBoxError(f"the executor of {self.name} {error}") from error.__cause__
-        finally:
-            results.close()
         if tally.all_failed and tally.num_programming == tally.num_failed:
             raise tally.error_of_all() from tally.first and tally.first.error
         good = wanted[~failed[wanted]]
@@ -247,7 +246,7 @@ class BlackBox:
 
     # -- simulations: which particles, and their results or what happened instead --------------------------------
 
-    def _each(self, rows, wanted, out) -> Iterator[tuple[np.ndarray, np.ndarray | Failure]]:
+    def _each(self, rows, wanted, out) -> Results:
         """One particle a call."""
         for i, value, error in self._outcomes([[a[row] for a in rows] for row in wanted]):
             self.num_calls += 1
@@ -260,7 +259,10 @@ class BlackBox:
 
     def _outcomes(self, calls: Sequence[Sequence]) -> Iterator:
         if self._workers is not None:
-            yield from self._workers.outcomes(calls)
+            try:
+                yield from self._workers.outcomes(calls)
+            except UnusableExecutor as error:
+                raise BlackBoxError(f"the executor of {self.name} {error}") from error.__cause__
             return
         for i, args in enumerate(calls):
             try:
@@ -269,7 +271,7 @@ class BlackBox:
                 value, error = None, raised
             yield i, value, error
 
-    def _together(self, rows, wanted, dtype, policy: str) -> Iterator[tuple[np.ndarray, np.ndarray | Failure]]:
+    def _together(self, rows, wanted, dtype, policy: str) -> Results:
         """An ensemble a call; where that raises, its halves, until it is known for which particles it does."""
         self.num_calls += len(wanted)
         groups, repeats = [wanted], 0
@@ -316,10 +318,13 @@ class BlackBox:
             return value.astype(dtype)
         with np.errstate(all="ignore"):
             kept = value.astype(dtype)
-            held = np.abs(kept.astype(float) - value.astype(float)) < 1 if dtype != bool else np.isfinite(value)
+            held = np.isfinite(value)
+            if not np.issubdtype(dtype, np.bool_):
+                held &= np.abs(kept.astype(float) - value.astype(float)) < 1
         if not np.all(held):
-            what = f"returned {value[~held].flat[0] if value.ndim else value}, which {dtype} cannot hold"
-            return Failure(f"{what},", self._describe(rows, where[0]))
+            return Failure(
+                f"returned {value[~held].flat[0]}, which {dtype} cannot hold,", self._describe(rows, where[0])
+            )
         return kept
 
     def _checked(self, value, rows, shape: tuple[int, ...]) -> np.ndarray:
@@ -363,6 +368,7 @@ class BlackBox:
     def _check(self, run: Run, rows, good: np.ndarray, out: np.ndarray) -> None:
         """Simulate one particle again; where the result is another, say what that means."""
         row = good[-1]
+        same = self._describe(rows, row)
         again = self._again(run, rows, row, out.dtype)
         if again is not None and _agree(again, out[row]):
             return
@@ -370,18 +376,18 @@ class BlackBox:
             # In the company of others sums round otherwise, and step sizes may be others: alone and alone must agree.
             twice = self._again(run, rows, row, out.dtype)
             if twice is not None and _agree(again, twice):
-                if np.all(_distance(again, out[row]) <= SMALL_SHARE * np.std(out[good].astype(float), axis=0)):
+                if np.all(_distance(again, out[row]) <= SMALL_SHARE * np.std(out[good], axis=0)):
                     return
                 run.say(
-                    f"{self.name} gives other results for the same parameters ({self._describe(rows, row)}) alone than "
-                    f"among other particles: random numbers, and all else, must be the same for every one of them{SILENCE}"
+                    f"{self.name} gives other results for the same parameters ({same}) alone than among other "
+                    f"particles: random numbers, and all else, must be the same for every one of them{SILENCE}"
                 )
                 return
         run.say(
-            f"{self.name} is random: with the same parameters ({self._describe(rows, row)}) it gave another result, and "
-            "a noisy likelihood costs many times the simulations and makes the posterior wrong: use common random "
-            "numbers (np.random.default_rng(0), made anew in every call), make its noise a latent site that it takes as "
-            f"an argument, or return an estimate such as the mean of many simulations{SILENCE}"
+            f"{self.name} is random: with the same parameters ({same}) it gave another result, and a noisy likelihood "
+            "costs many times the simulations and makes the posterior wrong: use common random numbers "
+            "(np.random.default_rng(0), made anew in every call), make its noise a latent site that it takes as an "
+            f"argument, or return an estimate such as the mean of many simulations{SILENCE}"
         )
 
     def _again(self, run: Run, rows, row: int, dtype) -> np.ndarray | None:
@@ -394,8 +400,8 @@ class BlackBox:
         results = (
             self._together(rows, one, dtype, "raise") if self.vectorized else self._each(rows, one, np.empty(0, dtype))
         )
-        value = next(results)[1]
-        results.close()
+        with contextlib.closing(results):
+            value = next(results)[1]
         return None if isinstance(value, Failure) else value
 
     def _describe(self, rows, row: int) -> str:

@@ -92,8 +92,8 @@ class Tally:
             every = "both" if self.num_done == 2 else f"all {self.num_done:,}"
             return f", and {every} simulations so far failed" if self.num_done > 1 else ""
         return (
-            f", the first of {self.num_failed:,} failures in {self.num_done:,} simulations, where {TOLERATED:.0%} are put "
-            "up with"
+            f", the first of {self.num_failed:,} failures in {self.num_done:,} simulations, where {TOLERATED:.0%} are "
+            "put up with"
         )
 
     @property
@@ -135,9 +135,9 @@ class Run:
         for box, tally in self._tallies.items():
             if tally.num_failed and box.on_failure == "tolerate" and tally.first is not None:
                 self.warnings.append(
-                    f"{tally.name} failed for {tally.num_failed:,} of {tally.num_calls:,} simulations, which were given "
-                    f"zero likelihood; the first {tally.first}: mend the simulator "
-                    "there, or pass on_failure='reject' to blackbox where such parameters are impossible"
+                    f"{tally.name} failed for {tally.num_failed:,} of {tally.num_calls:,} simulations, which were "
+                    f"given zero likelihood; the first {tally.first}: mend the simulator there, or "
+                    "pass on_failure='reject' to blackbox where such parameters are impossible"
                 )
         return self.warnings
 
@@ -193,7 +193,7 @@ def watch_black_boxes(check: bool = False) -> Iterator[Run]:
 
 @contextlib.contextmanager
 def continue_run(run: Run | None) -> Iterator[None]:
-    """Inside, this thread drives that run; where every simulation of it failed, that is the error, whatever came of it."""
+    """Inside, this thread drives that run. What comes of it where every simulation failed is told as just that."""
     token = _RUN.set(run)
     try:
         yield

@@ -15,20 +15,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
-from jaxtyping import Array, Bool
+from jaxtyping import Bool
 
 from enkg_ppl._host_call import NAME
+from enkg_ppl._types import AnyArray
 
-# Equations that are a program of their own, run once.
+# Names of equations that are a program of their own, run once.
 _CALLS = (
     *("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2"),
     *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_vmap_call"),
 )
 
-Mark = Bool[Array, ""] | None  # None: no failure can have gone into it
+Failed = Bool[AnyArray, ""]
+Mark = Failed | None  # None: no failure can have gone into it
 
 
-def with_failures(function: Callable) -> Callable[..., tuple[Any, Bool[Array, ""]]]:
+def with_failures(function: Callable) -> Callable[..., tuple[Any, Failed]]:
     """``function(*args)``, and whether a failure went into any of it that its NaNs may not show."""
 
     def run(*args):
@@ -151,11 +153,11 @@ def _bind(eqn, inputs) -> list[Any]:
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
-def _any(marks: Sequence[Mark]) -> Bool[Array, ""]:
+def _any(marks: Sequence[Mark]) -> Failed:
     return functools.reduce(jnp.logical_or, [m for m in marks if m is not None], jnp.zeros((), bool))
 
 
-def _arrays(marks: Sequence[Mark]) -> list[Array]:
+def _arrays(marks: Sequence[Mark]) -> list[Failed]:
     return [_any([m]) for m in marks]
 
 

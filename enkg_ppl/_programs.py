@@ -40,7 +40,7 @@ class Weak:
         return self._hash
 
 
-def weakly(fn: Callable) -> Callable:
+def weakly(fn: Any) -> Any:
     """`fn` by a weak reference, where that can be: trees of arrays are data, and a bound method is gone at once."""
     if isinstance(fn, Weak | eqx.Module | types.MethodType | types.BuiltinMethodType):
         return fn

@@ -195,8 +195,9 @@ class Workers:
                 raise SimulatorTimeout
 
     def _remake(self, error: BrokenExecutor) -> None:
-        old = self._current
-        if type(old) is ProcessPoolExecutor:
+        old: Any = self._current
+        kind = type(old)
+        if kind is ProcessPoolExecutor:
             new: Executor = ProcessPoolExecutor(
                 old._max_workers,
                 old._mp_context,
@@ -204,8 +205,8 @@ class Workers:
                 old._initargs,
                 max_tasks_per_child=old._max_tasks_per_child,
             )
-        elif hasattr(type(old), "get_reusable_executor"):  # loky's
-            new = type(old).get_reusable_executor(max_workers=old._max_workers)
+        elif hasattr(kind, "get_reusable_executor"):  # loky's
+            new = kind.get_reusable_executor(max_workers=old._max_workers)
         else:
             raise UnusableExecutor(
                 f"is broken ({type(error).__name__}: {error}) and cannot be made anew here: use a "
@@ -225,4 +226,5 @@ def is_picklable(fn: Callable) -> bool:
 
 def forks(executor: Executor) -> bool:
     """Whether it starts its processes as copies of this one, threads and their locks left out."""
-    return isinstance(executor, ProcessPoolExecutor) and executor._mp_context.get_start_method() == "fork"
+    context: Any = getattr(executor, "_mp_context", None)
+    return isinstance(executor, ProcessPoolExecutor) and context.get_start_method() == "fork"

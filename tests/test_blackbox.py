@@ -205,10 +205,9 @@ def test_random_simulators_are_told(fn, vectorized, words, checks):
     simulate = blackbox(fn, (2,), vectorized=vectorized)
     problem = InverseProblem(GaussianPrior.standard(2), simulate, GaussianLikelihood(jnp.zeros(2), 1.0))
     evaluate = Evaluator(problem, 8)
-    with pytest.warns(UserWarning, match=words) if words else nullcontext():
-        with watch_black_boxes(check=True) as seen:
-            for _ in range(3):
-                evaluate.log_likelihood(np.random.default_rng(2).standard_normal((8, 2)))
+    with pytest.warns(UserWarning, match=words) if words else nullcontext(), watch_black_boxes(check=True) as seen:
+        for _ in range(3):
+            evaluate.log_likelihood(np.random.default_rng(2).standard_normal((8, 2)))
     assert seen.num_checks == checks
     assert simulate.num_calls == 24 + checks
     quiet = blackbox(fn, (2,), vectorized=vectorized, check_deterministic=False)
