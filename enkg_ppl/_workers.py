@@ -206,7 +206,8 @@ class Workers:
                 max_tasks_per_child=old._max_tasks_per_child,
             )
         elif hasattr(kind, "get_reusable_executor"):  # loky's
-            new = kind.get_reusable_executor(max_workers=old._max_workers)
+            made = kind.get_reusable_executor(max_workers=old._max_workers)
+            new = made[0] if isinstance(made, tuple) else made
         else:
             raise UnusableExecutor(
                 f"is broken ({type(error).__name__}: {error}) and cannot be made anew here: use a "
