@@ -5,64 +5,40 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from enkg_ppl._failure import (
+    BlackBoxError,
+    Failure,
+    Run,
+    Tally,
+    _State,
+    only_rows,
+    raise_host_failure,
+    warn_user,
+    watch_black_boxes,
+)
 from enkg_ppl._host_call import host_call
+from enkg_ppl._workers import SimulatorTimeout, Timed, UnusableExecutor, WorkerDied, Workers, forks, is_picklable
 
+__all__ = ["BlackBox", "BlackBoxError", "blackbox", "only_rows", "raise_host_failure", "watch_black_boxes"]
 
-class BlackBoxError(RuntimeError):
-    """A black box failed; `__cause__` is the user's own exception, with its traceback, where there was one."""
+# Calls of a vectorised simulator, repeated on parts of an ensemble, that are made to find which particle it fails for.
+MOST_REPEATS = 64
 
+# Differences between alone and in company that are this share of the spread over particles do not matter.
+SMALL_SHARE = 1e-3
+SILENCE = " (check_deterministic=False of blackbox leaves the question out)"
 
-class _State:
-    """Shared between the driver's thread and XLA's callback threads; the lock serialises drivers."""
+Results = Generator[tuple[np.ndarray, "np.ndarray | Failure"]]
 
-    lock = threading.RLock()
-    collecting = 0  # > 0: failures are kept for the driver instead of raised inside XLA
-    failure: BlackBoxError | None = None
-    active: np.ndarray | None = None  # which particles of the ensemble the driver wants
-
-
-@contextlib.contextmanager
-def raise_host_failure() -> Iterator[None]:
-    """Inside, a failing black box answers NaN without being called again; on the way out its error is raised.
-
-    Raising inside a callback would print XLA's traceback over the user's.
-    """
-    with _State.lock:
-        _State.collecting += 1
-        _State.failure = None
-        try:
-            yield
-        except Exception as error:
-            if _State.failure is None:
-                raise
-            raise _State.failure from (_State.failure.__cause__ or error)
-        else:
-            if _State.failure is not None:
-                raise _State.failure from _State.failure.__cause__
-        finally:
-            _State.collecting -= 1
-            _State.failure = None
-
-
-@contextlib.contextmanager
-def only_rows(active: np.ndarray) -> Iterator[None]:
-    """Inside, black boxes are called for these particles only (boolean mask); the others get NaN."""
-    with _State.lock:
-        previous, _State.active = _State.active, active
-        try:
-            yield
-        finally:
-            _State.active = previous
+ON_FAILURE = ("tolerate", "raise", "reject")
 
 
 def blackbox(
@@ -73,7 +49,9 @@ def blackbox(
     vectorized: bool = False,
     executor: Executor | None = None,
     timeout: float | None = None,
-    on_failure: Literal["raise", "reject"] = "raise",
+    on_failure: Literal["tolerate", "raise", "reject"] = "tolerate",
+    plates: Literal["map"] | None = None,
+    check_deterministic: bool = True,
     name: str | None = None,
 ) -> BlackBox:
     """Wrap host code as a simulator that can be called inside a NumPyro model.
@@ -81,33 +59,56 @@ def blackbox(
     `fn`: takes NumPy arrays and returns an array of `shape` for one particle. With `vectorized=True` every
     argument has a leading particle axis and so must the result, `(particles, *shape)`: one call an ensemble.
     Otherwise it is called once a particle, in turn, or side by side where an `executor` is given (anything with
-    `submit`; a process pool needs a picklable `fn`).
+    `submit`; a process pool needs a picklable `fn`, and one that forks, as Linux has it by default before Python 3.14,
+    hangs where `fn` uses JAX: pass it `mp_context=multiprocessing.get_context("spawn")`). A `ProcessPoolExecutor` whose
+    worker dies is made anew, and the simulations that were lost are repeated.
     `shape`: shape of the result for one particle, `()` for a number. `dtype`: of the result (default: JAX's float).
-    `timeout`: seconds a call may take.
-    `on_failure`: what an exception, a time-out or a NaN means. "raise" stops the run with a `BlackBoxError` that
-    names the parameters; "reject" gives such parameters zero likelihood (their result is NaN).
+    `timeout`: seconds a call may take, from its start. What takes longer is left behind in a thread that ends with the
+    program; the processes that it started are ended (on Linux), its own Python code too, compiled code is not.
+    `on_failure`: what an exception, `sys.exit`, a time-out, the death of a worker process or a NaN means. "tolerate":
+    a few failures, at most 1 % of a run's simulations (as far as chance lets tell while it is under way), have zero
+    likelihood, and one warning at the end names the first; more of them raise, and so does an error in the code of
+    `fn` (a `NameError`, `AttributeError`, `TypeError`, `ImportError`, ...). Outside of a run they all raise. "raise":
+    the first raises. "reject": such parameters have zero likelihood, however many; only where every simulation fails
+    does that raise. What raises is a `BlackBoxError` that names the parameters. The result of a failure is NaN, so a
+    model may answer for it with `jnp.where(jnp.isnan(f), ..., f)`; results that cannot hold NaN (`dtype=int`, bool) are
+    0 there, and the likelihood is zero all the same.
+    `plates`: "map" simulates the elements of plates one by one: every argument is then one number a simulation, and
+    `simulate(a)` of an `a` of shape (5,) is five simulations with a result of shape `(5, *shape)`.
+    `check_deterministic`: whether each run repeats one simulation, and warns where the result is another. A simulator
+    must be a function of its arguments. One that draws random numbers becomes that by common random numbers
+    (`np.random.default_rng(0)` made anew inside `fn`, and the same numbers for every particle), by taking its noise as
+    an argument that is a latent site of the model, or, nearly, by an estimate such as the mean of many runs.
     `name`: for messages (default: the function's own).
 
-    The result counts: `num_calls` is the number of particles simulated so far. Asking for a gradient raises
-    `TypeError`.
+    `num_calls` is the number of particles simulated so far, including the one that is repeated (as it is in
+    `EnKG.num_forward_evaluations`); `num_rejected` that of failures. `num_repeated` counts apart what a failure made it
+    repeat: where a vectorised call raises, its ensemble is halved until it is known for which particles. Elements of
+    plates count one each. Asking for a gradient raises `TypeError`.
 
-    Raises `TypeError` where `fn` cannot be called, `ValueError` for a shape, timeout or on_failure that makes
-    no sense.
+    Under `jax.lax.cond` it is called for every particle all the same, since JAX evaluates both branches of an ensemble
+    and selects afterwards. To spare it parameters that it cannot take, write two `where`s:
+    `jnp.where(good, simulate(jnp.where(good, a, safe)), otherwise)` with any `safe` that it can take.
+
+    Raises `TypeError` where `fn` cannot be called, or cannot be sent to the processes of a pool, `ValueError` for
+    a shape, timeout, plates or on_failure that makes no sense. Warns of a pool that forks.
     """
-    return BlackBox(fn, shape, dtype, vectorized, executor, timeout, on_failure, name)
+    return BlackBox(fn, shape, dtype, vectorized, executor, timeout, on_failure, plates, check_deterministic, name)
 
 
 class BlackBox:
     """A simulator in host code; made by `blackbox`."""
 
-    def __init__(self, fn, shape, dtype, vectorized, executor, timeout, on_failure, name):
+    def __init__(self, fn, shape, dtype, vectorized, executor, timeout, on_failure, plates, check_deterministic, name):
         if not callable(fn):
             raise TypeError(f"blackbox needs a function; got {fn!r}")
         shape = (shape,) if isinstance(shape, int | np.integer) else shape
         if not isinstance(shape, tuple | list) or not all(isinstance(n, int | np.integer) and n >= 0 for n in shape):
             raise ValueError(f"blackbox needs shape as a tuple of whole numbers, for one particle; got {shape!r}")
-        if on_failure not in ("raise", "reject"):
-            raise ValueError(f"blackbox needs on_failure 'raise' or 'reject'; got {on_failure!r}")
+        if on_failure not in ON_FAILURE:
+            raise ValueError(f"blackbox needs on_failure 'tolerate', 'raise' or 'reject'; got {on_failure!r}")
+        if plates not in (None, "map"):
+            raise ValueError(f"blackbox needs plates 'map' or None; got {plates!r}")
         if timeout is not None and not timeout > 0:
             raise ValueError(f"blackbox needs timeout > 0 seconds or None; got {timeout!r}")
         if executor is not None and not hasattr(executor, "submit"):
@@ -121,11 +122,30 @@ class BlackBox:
         self.executor = executor
         self.timeout = timeout
         self.on_failure = on_failure
+        self.plates = plates
+        self.check_deterministic = check_deterministic
         self.name = name or getattr(fn, "__name__", type(fn).__name__)
         self.num_calls = 0
         self.num_rejected = 0
+        self.num_repeated = 0
         self.__name__ = self.name
         self._argument_names = _argument_names(fn)
+        self._workers = None if executor is None else Workers(executor, fn, timeout)
+        self._timed = fn if timeout is None else Timed(fn, timeout)
+        if isinstance(executor, ProcessPoolExecutor):
+            self._check_pool(executor)
+
+    def _check_pool(self, pool: ProcessPoolExecutor) -> None:
+        if not is_picklable(self.fn):
+            raise TypeError(
+                f"{self.name} cannot be sent to the processes of a ProcessPoolExecutor: define it with def at the top "
+                "level of a module, or use a ThreadPoolExecutor"
+            )
+        if forks(pool):
+            warn_user(
+                f"the ProcessPoolExecutor of {self.name} forks, and a forked process hangs where it uses JAX: make it "
+                "with mp_context=multiprocessing.get_context('spawn')"
+            )
 
     def __repr__(self) -> str:
         return f"blackbox({self.name}, shape={self.shape}, num_calls={self.num_calls})"
@@ -133,12 +153,21 @@ class BlackBox:
     def __call__(self, *args) -> jax.Array:
         """Simulate. Arguments: arrays or numbers; under `jax.vmap` each gains a leading axis, as does the result."""
         args = tuple(jnp.asarray(a) for a in args)
+        if self.plates is None:
+            return self._call(args)
+        plates = np.broadcast_shapes(*(a.shape for a in args))
+        flat = tuple(jnp.broadcast_to(a, plates).reshape(-1) for a in args)
+        found = jax.vmap(lambda *each: self._call(each))(*flat) if plates else self._call(args)
+        return found.reshape((*plates, *self.shape))
+
+    def _call(self, args) -> jax.Array:
         ranks = tuple(a.ndim for a in args)
         result = jax.ShapeDtypeStruct(self.shape, jax.dtypes.canonicalize_dtype(self.dtype or float))
+        failed = jax.ShapeDtypeStruct((), np.dtype(bool))
 
         @jax.custom_jvp
         def call(*args):
-            return host_call(lambda *a: self._host(ranks, result.dtype, a), result, *args)
+            return host_call(lambda *a: self._host(ranks, result.dtype, a), (result, failed), *args, flagged=True)
 
         @call.defjvp
         def _(primals, tangents):
@@ -147,22 +176,26 @@ class BlackBox:
                 "or write the simulator in JAX"
             )
 
-        return call(*args)
+        return call(*args)[0]
 
-    def _host(self, ranks: tuple[int, ...], dtype, args) -> np.ndarray:
-        """Called by XLA with every argument batched alike (or none); returns the batch of results."""
+    # -- called by XLA -------------------------------------------------------------------------------------------
+
+    def _host(self, ranks: tuple[int, ...], dtype, args) -> tuple[np.ndarray, np.ndarray]:
+        """With every argument batched alike (or none): the batch of results, and which of them failed."""
         batch = args[0].shape[: args[0].ndim - ranks[0]] if args else ()
         rows = [a.reshape((-1, *a.shape[len(batch) :])) for a in args]
         wanted = self._wanted(batch)
         out = np.full((len(wanted), *self.shape), _filler(dtype), dtype)
-        if not (_State.collecting and _State.failure is not None):
+        failed = np.ones(len(wanted), bool)
+        driven = _State.collecting > 0
+        if not (driven and _State.failure is not None):
             try:
-                self._simulate(rows, np.flatnonzero(wanted), out)
-            except BlackBoxError as error:
-                if not _State.collecting:
+                self._simulate(rows, np.flatnonzero(wanted), out, failed)
+            except (BlackBoxError, KeyboardInterrupt) as error:
+                if not driven:
                     raise
                 _State.failure = error
-        return out.reshape((*batch, *self.shape))
+        return out.reshape((*batch, *self.shape)), failed.reshape(batch)
 
     def _wanted(self, batch: tuple[int, ...]) -> np.ndarray:
         """Boolean mask over the flattened batch."""
@@ -171,80 +204,132 @@ class BlackBox:
             return np.ones(math.prod(batch), bool)
         return np.repeat(active, math.prod(batch[1:]))
 
-    def _simulate(self, rows: list[np.ndarray], wanted: np.ndarray, out: np.ndarray) -> None:
-        if self.vectorized:
-            self._simulate_together(rows, wanted, out)
-        else:
-            self._simulate_in_turn(rows, wanted, out)
-
-    def _simulate_together(self, rows, wanted, out) -> None:
+    def _simulate(self, rows: list[np.ndarray], wanted: np.ndarray, out: np.ndarray, failed: np.ndarray) -> None:
         if not len(wanted):
             return
-        batch = [a[wanted] for a in rows]
-        self.num_calls += len(wanted)
-        try:
-            result = self._call(batch)
-        except Exception as error:
-            where = f"an ensemble of {len(wanted)} whose first member is {self._describe(rows, wanted[0])}"
-            self._fail(where, error)
-            return
-        result = self._checked(result, (len(wanted), *self.shape), out.dtype)
-        for row, value in zip(wanted, result, strict=True):
-            self._keep(rows, row, value, out)
+        run = _State.run if _State.collecting else None
+        tally = Tally(self.name) if run is None else run.tally(self)
+        policy = "raise" if run is None and self.on_failure == "tolerate" else self.on_failure
+        tally.num_calls += len(wanted)
+        results = self._together(rows, wanted, out.dtype, policy) if self.vectorized else self._each(rows, wanted, out)
+        with contextlib.closing(results):
+            for where, value in results:
+                tally.num_done += len(where)
+                if isinstance(value, Failure):
+                    self._failed(value, len(where), tally, policy, out.dtype)
+                else:
+                    out[where], failed[where] = value, False
+        if tally.all_failed and tally.num_programming == tally.num_failed:
+            raise tally.error_of_all() from tally.first and tally.first.error
+        good = wanted[~failed[wanted]]
+        if run is not None and run.check and self.check_deterministic and not tally.num_checks and len(good):
+            self._check(run, rows, good, out)
 
-    def _simulate_in_turn(self, rows, wanted, out) -> None:
-        futures: list[Future | None] = [None] * len(wanted)
-        if self.executor is not None:
-            futures = [self.executor.submit(self.fn, *(a[row] for a in rows)) for row in wanted]
-        try:
-            for row, future in zip(wanted, futures, strict=True):
-                self.num_calls += 1
-                try:
-                    if future is None:
-                        value = self._call([a[row] for a in rows])
-                    else:
-                        value = future.result(self.timeout)
-                except Exception as error:
-                    self._fail(self._describe(rows, row), error)
-                    continue
-                self._keep(rows, row, self._checked(value, self.shape, out.dtype), out)
-        finally:
-            for future in futures:
-                if future is not None:
-                    future.cancel()
-
-    def _call(self, args):
-        if self.timeout is None:
-            return self.fn(*args)
-        pool = ThreadPoolExecutor(1)
-        try:
-            return pool.submit(self.fn, *args).result(self.timeout)
-        finally:
-            pool.shutdown(wait=False)  # a thread cannot be stopped: a late result is thrown away
-
-    def _keep(self, rows, row: int, value: np.ndarray, out: np.ndarray) -> None:
-        if np.isnan(value).any():
-            if self.on_failure == "raise":
-                raise BlackBoxError(
-                    f"{self.name} returned NaN for {self._describe(rows, row)}: mend the simulator there, or pass "
-                    "on_failure='reject' to blackbox to give such parameters zero likelihood"
+    def _failed(self, failure: Failure, size: int, tally: Tally, policy: str, dtype) -> None:
+        """Count a failure of so many particles, or raise."""
+        self.num_rejected += size
+        tally.add(failure, size)
+        if policy == "raise":
+            raise failure.raised_by(self.name) from failure.error
+        if policy == "reject":
+            if not _State.collecting and not np.issubdtype(dtype, np.inexact):
+                warn_user(
+                    f"{self.name} {failure}, and outside of a run of EnKG nothing tells its result of {dtype}, which "
+                    "cannot be NaN, from a 0: leave such parameters out, or give blackbox a float dtype"
                 )
-            self.num_rejected += 1
-            value = np.full_like(value, np.nan)
-        out[row] = value
-
-    def _fail(self, where: str, error: Exception) -> None:
-        if self.on_failure == "reject":
-            self.num_rejected += 1
             return
-        what = f"took longer than {self.timeout} s" if isinstance(error, FutureTimeoutError) else ""
-        what = what or f"raised {type(error).__name__}: {error}"
-        raise BlackBoxError(
-            f"{self.name} {what}, for {where}: mend the simulator there, or pass on_failure='reject' to "
-            "blackbox to give such parameters zero likelihood"
-        ) from error
+        first = tally.first or failure
+        if failure.is_programming_error:
+            raise failure.raised_by(self.name) from failure.error
+        if tally.too_many:
+            raise first.raised_by(self.name, tally.beyond) from first.error
 
-    def _checked(self, value, shape: tuple[int, ...], dtype) -> np.ndarray:
+    # -- simulations: which particles, and their results or what happened instead --------------------------------
+
+    def _each(self, rows, wanted, out) -> Results:
+        """One particle a call."""
+        for i, value, error in self._outcomes([[a[row] for a in rows] for row in wanted]):
+            self.num_calls += 1
+            where = wanted[i : i + 1]
+            if error is not None:
+                yield where, self._failure(error, rows, where)
+            else:
+                value = self._checked(value, rows, self.shape)
+                yield where, self._kept(value, rows, where, out.dtype)
+
+    def _outcomes(self, calls: Sequence[Sequence]) -> Iterator:
+        if self._workers is not None:
+            try:
+                yield from self._workers.outcomes(calls)
+            except UnusableExecutor as error:
+                raise BlackBoxError(f"the executor of {self.name} {error}") from error.__cause__
+            return
+        for i, args in enumerate(calls):
+            try:
+                value, error = self._timed(*args), None
+            except (Exception, SystemExit) as raised:
+                value, error = None, raised
+            yield i, value, error
+
+    def _together(self, rows, wanted, dtype, policy: str) -> Results:
+        """An ensemble a call; where that raises, its halves, until it is known for which particles it does."""
+        self.num_calls += len(wanted)
+        groups, repeats = [wanted], 0
+        while groups:
+            group = groups.pop()
+            try:
+                result = self._timed(*(a[group] for a in rows))
+            except (Exception, SystemExit) as error:
+                failure = self._failure(error, rows, group)
+                hopeless = failure.is_programming_error or isinstance(error, SimulatorTimeout)
+                if len(group) == 1 or policy == "raise" or hopeless or repeats >= MOST_REPEATS:
+                    yield group, failure
+                    continue
+                half = len(group) // 2
+                groups += [group[half:], group[:half]]
+                repeats += 2
+                self.num_repeated += len(group)
+                continue
+            result = self._checked(result, rows, (len(group), *self.shape))
+            for i, value in enumerate(result):
+                yield group[i : i + 1], self._kept(value, rows, group[i : i + 1], dtype)
+
+    def _failure(self, error: BaseException, rows, where: np.ndarray) -> Failure:
+        text = self._describe(rows, where[0])
+        if len(where) > 1:
+            text = f"an ensemble of {len(where)} whose first member is {text}"
+        if isinstance(error, SimulatorTimeout):
+            what = f"took longer than {self.timeout} s"
+        elif isinstance(error, WorkerDied):
+            what = "ended its worker process (killed, out of memory, or os._exit)"
+        elif isinstance(error, SystemExit):
+            what = f"called sys.exit({error.code!r})"
+        else:
+            what = f"raised {type(error).__name__}: {error}"
+            if isinstance(error, TypeError | ValueError):
+                text += self._of_plates(rows, None)
+        return Failure(what, text, error)
+
+    def _kept(self, value: np.ndarray, rows, where: np.ndarray, dtype) -> np.ndarray | Failure:
+        """The value in its dtype, or the failure that it is."""
+        if np.isnan(value).any():
+            return Failure("returned NaN", self._describe(rows, where[0]))
+        if np.issubdtype(dtype, np.inexact) or value.dtype == dtype:
+            return value.astype(dtype)
+        with np.errstate(all="ignore"):
+            kept = value.astype(dtype)
+            held = np.isfinite(value)
+            if not np.issubdtype(dtype, np.bool_):
+                held &= np.abs(kept.astype(float) - value.astype(float)) < 1
+        if not np.all(held):
+            return Failure(
+                f"returned {value[~held].flat[0]}, which {dtype} cannot hold,", self._describe(rows, where[0])
+            )
+        return kept
+
+    def _checked(self, value, rows, shape: tuple[int, ...]) -> np.ndarray:
+        """As an array of numbers of the shape that is due."""
+        dtype = jax.dtypes.canonicalize_dtype(self.dtype or float)
         try:
             array = np.asarray(value)
         except ValueError as error:  # a ragged list
@@ -260,20 +345,90 @@ class BlackBox:
             )
         if array.shape != shape:
             each = ", one leading axis for the particles" if self.vectorized else ""
+            plates = self._of_plates(rows, array.shape[1:] if self.vectorized else array.shape)
             raise BlackBoxError(
-                f"{self.name} returned shape {array.shape} where {shape} is due{each}: correct the shape given to "
-                "blackbox, or what the simulator returns"
+                f"{self.name} returned shape {array.shape} where {shape} is due{each}"
+                + (plates or ": correct the shape given to blackbox, or what the simulator returns")
             )
-        return array.astype(dtype)
+        return array
+
+    def _of_plates(self, rows, found: tuple[int, ...] | None) -> str:
+        """What to do about an argument with axes, where one number may have been meant; `found`: shape of a result."""
+        for i, a in enumerate(rows):
+            plates = a.shape[1:]
+            if plates and (self.shape == () if found is None else found == plates + self.shape):
+                return (
+                    f", as {self._argument_name(i)} has shape {plates}: where that is a plate, pass plates='map' to "
+                    f"blackbox to simulate its elements one by one, or shape={plates + self.shape} for all in a call"
+                )
+        return ""
+
+    # -- is it a function of its arguments? ----------------------------------------------------------------------
+
+    def _check(self, run: Run, rows, good: np.ndarray, out: np.ndarray) -> None:
+        """Simulate one particle again; where the result is another, say what that means."""
+        row = good[-1]
+        same = self._describe(rows, row)
+        again = self._again(run, rows, row, out.dtype)
+        if again is not None and _agree(again, out[row]):
+            return
+        if self.vectorized and again is not None:
+            # In the company of others sums round otherwise, and step sizes may be others: alone and alone must agree.
+            twice = self._again(run, rows, row, out.dtype)
+            if twice is not None and _agree(again, twice):
+                if np.all(_distance(again, out[row]) <= SMALL_SHARE * np.std(out[good], axis=0)):
+                    return
+                run.say(
+                    f"{self.name} gives other results for the same parameters ({same}) alone than among other "
+                    f"particles: random numbers, and all else, must be the same for every one of them{SILENCE}"
+                )
+                return
+        run.say(
+            f"{self.name} is random: with the same parameters ({same}) it gave another result, and a noisy likelihood "
+            "costs many times the simulations and makes the posterior wrong: use common random numbers "
+            "(np.random.default_rng(0), made anew in every call), make its noise a latent site that it takes as an "
+            f"argument, or return an estimate such as the mean of many simulations{SILENCE}"
+        )
+
+    def _again(self, run: Run, rows, row: int, dtype) -> np.ndarray | None:
+        """The result of one more simulation, or None if it failed."""
+        one = np.array([row])
+        tally = run.tally(self)
+        tally.num_checks += 1
+        tally.num_calls += 1
+        tally.num_done += 1
+        results = (
+            self._together(rows, one, dtype, "raise") if self.vectorized else self._each(rows, one, np.empty(0, dtype))
+        )
+        with contextlib.closing(results):
+            value = next(results)[1]
+        return None if isinstance(value, Failure) else value
 
     def _describe(self, rows, row: int) -> str:
         """The arguments of one particle, by name."""
         parts = []
         for i, a in enumerate(rows):
-            name = self._argument_names[i] if i < len(self._argument_names) else f"argument {i}"
             text = np.array2string(np.asarray(a[row]), precision=6, threshold=20, separator=", ")
-            parts.append(f"{name}={text}")
+            parts.append(f"{self._argument_name(i)}={text}")
         return ", ".join(parts) or "no arguments"
+
+    def _argument_name(self, i: int) -> str:
+        return self._argument_names[i] if i < len(self._argument_names) else f"argument {i}"
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.abs(a.astype(complex) - b.astype(complex))
+
+
+def _agree(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal up to rounding, in units of the largest number among them; infinities included."""
+    if not np.issubdtype(a.dtype, np.inexact):
+        return bool(np.array_equal(a, b))
+    finite = np.isfinite(a) & np.isfinite(b)
+    if not np.array_equal(a[~finite], b[~finite]):
+        return False
+    scale = np.max(np.abs(a[finite]), initial=0.0)
+    return bool(np.all(_distance(a[finite], b[finite]) <= np.finfo(a.dtype).eps ** 0.5 * scale))
 
 
 def _filler(dtype):

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import jax
 import numpy as np
 
+from enkg_ppl._failure import continue_run, current_run
 from enkg_ppl._types import Ensemble
 
 EnsembleMethod = Literal["sequential", "parallel", "vectorized"]
@@ -61,13 +62,15 @@ def run_ensembles(one: Callable[[int, Meeting | None], Result], num: int, method
 def settings_of_this_thread() -> Callable[[], contextlib.AbstractContextManager]:
     """What ``with jax.enable_x64(...)`` and ``with jax.default_device(...)`` set, for use in other threads.
 
-    They do not inherit it, and a program compiled under one setting is not found under another.
+    They do not inherit it, and a program compiled under one setting is not found under another. Black boxes that they
+    call belong to the run of this thread.
     """
+    run = current_run()
     x64, device = bool(jax.config.read("jax_enable_x64")), jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
     @contextlib.contextmanager
     def restored() -> Iterator[None]:
-        with jax.enable_x64(x64), jax.default_device(device):
+        with jax.enable_x64(x64), jax.default_device(device), continue_run(run):
             yield
 
     return restored

@@ -18,7 +18,9 @@ from enkg_ppl._ensembles import Meeting
 from enkg_ppl._host_call import calls_host, has_loops
 from enkg_ppl._ledger import Ledger, Reached
 from enkg_ppl._likelihood import Likelihood, Response
+from enkg_ppl._marks import poisoned, with_failures
 from enkg_ppl._problem import InverseProblem
+from enkg_ppl._programs import compiled, weakly
 from enkg_ppl._types import AnyArray, Ensemble, EnsembleOutput
 
 Respond = Callable[[Ensemble], Response]  # the working responses of a whole ensemble, leading axis particles
@@ -31,7 +33,11 @@ KEPT = 4  # calls of `Evaluator.response` that are remembered
 
 
 def ensemble_forward(forward, x: Ensemble, chunk_size: int | None = None) -> EnsembleOutput:
-    """The forward map on an ensemble: all particles at once, or `chunk_size` at a time to bound memory."""
+    """The forward map on an ensemble: all particles at once, or `chunk_size` at a time to bound memory.
+
+    Floats that a failed simulation went into are NaN, even where it returns whole numbers.
+    """
+    forward = poisoned(forward)
     if chunk_size is None:
         return jax.vmap(forward)(x)
     if chunk_size < 1:
@@ -46,7 +52,7 @@ def ensemble_response(problem: InverseProblem, x: Ensemble, chunk_size: int | No
     """
     finite = jnp.all(jnp.isfinite(x), axis=1)[:, None]
     x = jnp.where(finite, x, problem.prior.location[None])
-    response = jax.vmap(problem.likelihood.response)(ensemble_forward(problem.forward, x, chunk_size))
+    response = ensemble_forward(lambda x: problem.likelihood.response(problem.forward(x)), x, chunk_size)
     return Response(*(jnp.where(finite, a, jnp.nan) for a in response))
 
 
@@ -55,9 +61,10 @@ def has_failed(log_likelihood):
     return np.isnan(log_likelihood) | np.isposinf(log_likelihood)
 
 
-@eqx.filter_jit
-def _simulate(forward, x: Ensemble) -> EnsembleOutput:
-    return jax.vmap(forward)(x)
+@compiled
+def _simulate(forward, x: Ensemble) -> tuple[EnsembleOutput, Bool[AnyArray, " particles"]]:
+    """Outputs, and which of them a failure went into that they may not show as NaN."""
+    return jax.vmap(with_failures(forward))(x)
 
 
 @eqx.filter_jit
@@ -102,6 +109,16 @@ def _rows(tree, kept: int):
     return jax.tree.map(lambda a: a[:kept], jax.device_get(tree))
 
 
+def _marked(part, failed: Bool[np.ndarray, " kept"]):
+    """The same with NaN, or True, in the rows of failed simulations."""
+
+    def mark(a):
+        mask = failed.reshape(-1, *(1,) * (a.ndim - 1))
+        return np.where(mask, True, a) if a.dtype == bool else np.where(mask, np.nan, a)
+
+    return jax.tree.map(mark, part) if failed.any() else part
+
+
 class Evaluator:
     """The simulator on ensembles, called from the host: it alone counts simulations, and refuses those over the limit.
 
@@ -129,8 +146,8 @@ class Evaluator:
             raise ValueError(f"chunk_size must be at least 1 particle, or None for all at once; got {chunk_size}")
         dtype = problem.prior.location.dtype
         program = jax.make_jaxpr(problem.forward)(jax.ShapeDtypeStruct((problem.dim,), dtype))
-        self._on_host = calls_host(program)
-        if self._on_host:
+        self.on_host = calls_host(program)
+        if self.on_host:
             sizes = {batch_size * factor for factor in HOST_BATCHES}
         elif has_loops(program):
             sizes = {-(-batch_size // SMALL_BATCH_FRACTION), batch_size}
@@ -255,14 +272,15 @@ class Evaluator:
         """The same, in batches of the sizes that are compiled."""
         parts, start = [], 0
         # The watch over host code holds a lock; ensembles on several devices need none for code in JAX.
-        with raise_host_failure() if self._on_host else nullcontext():
+        with raise_host_failure() if self.on_host else nullcontext():
             while start < len(x):
                 left = len(x) - start
                 size = next((size for size in self._sizes if size >= left), self._sizes[-1])
                 rows, kept = np.arange(start, start + size), min(size, left)
                 batch = jnp.asarray(x[np.minimum(rows, len(x) - 1)])  # filled up with the last particle
-                with only_rows(rows < len(x)) if self._on_host else nullcontext():
-                    outputs = _simulate(self.problem.forward, batch)
-                    parts.append(finish(self.problem.likelihood, outputs, kept))
+                with only_rows(rows < len(x)) if self.on_host else nullcontext():
+                    outputs, failed = _simulate(weakly(self.problem.forward), batch)
+                    part = finish(self.problem.likelihood, outputs, kept)
+                parts.append(_marked(part, np.asarray(failed)[:kept]))
                 start += size
         return jax.tree.map(lambda *pieces: np.concatenate(pieces), *parts)

@@ -12,7 +12,7 @@ import jax.random as jr
 from jax.core import Tracer
 from jaxtyping import Array, Bool
 
-from enkg_ppl._blackbox import raise_host_failure
+from enkg_ppl._blackbox import raise_host_failure, watch_black_boxes
 from enkg_ppl._correction import Correction, KalmanCorrection, Level
 from enkg_ppl._forward import Evaluator, Respond, ensemble_response
 from enkg_ppl._ledger import Ledger
@@ -22,6 +22,7 @@ from enkg_ppl._schedule import Schedule
 from enkg_ppl._types import Ensemble, Key, Vector
 
 
+@watch_black_boxes()
 def guide(
     key: Key,
     problem: InverseProblem,

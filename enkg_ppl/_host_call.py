@@ -24,12 +24,12 @@ _host_call = Primitive("host_call")
 _host_call.multiple_results = True
 
 
-def host_call(function: Callable, result: Any, *args: Any) -> Any:
+def host_call(function: Callable, result: Any, *args: Any, flagged: bool = False) -> Any:
     """`function` of NumPy arrays, called by the compiled program.
 
     `result`: `jax.ShapeDtypeStruct`, or a tree of them, of what `function` returns. It must be a function of its
     arguments alone: it may be called more than once, or not at all. Under `jax.vmap` every argument, and so must every
-    result, leads with the new axis. There is no gradient.
+    result, leads with the new axis. There is no gradient. `flagged`: the last result says whether the call failed.
     """
     leaves, structure = jax.tree.flatten(result)
     shapes = tuple((tuple(leaf.shape), np.dtype(leaf.dtype)) for leaf in leaves)
@@ -37,7 +37,7 @@ def host_call(function: Callable, result: Any, *args: Any) -> Any:
     def flat(*args):
         return jax.tree.leaves(function(*args))
 
-    found = _host_call.bind(*(jnp.asarray(a) for a in args), function=flat, shapes=shapes)
+    found = _host_call.bind(*(jnp.asarray(a) for a in args), function=flat, shapes=shapes, flagged=flagged)
     return jax.tree.unflatten(structure, found)
 
 
@@ -92,7 +92,7 @@ def _on_host(function: Callable, *args) -> tuple[np.ndarray, ...]:
 
 
 @_host_call.def_impl
-def _now(*args, function, shapes):
+def _now(*args, function, shapes, flagged):
     found = _on_host(function, *args)
     for value, (shape, dtype) in zip(found, shapes, strict=True):
         if (value.shape, value.dtype) != (shape, dtype):
@@ -101,21 +101,21 @@ def _now(*args, function, shapes):
 
 
 @_host_call.def_abstract_eval
-def _abstract(*_, function, shapes):
+def _abstract(*_, function, shapes, flagged):
     return [ShapedArray(*shape) for shape in shapes]
 
 
-def _batch(args, axes, *, function, shapes):
+def _batch(args, axes, *, function, shapes, flagged):
     size = next(a.shape[axis] for a, axis in zip(args, axes, strict=True) if axis is not None)
     leading = [
         jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
         for a, axis in zip(args, axes, strict=True)
     ]
     shapes = tuple(((size, *shape), dtype) for shape, dtype in shapes)
-    return _host_call.bind(*leading, function=function, shapes=shapes), [0] * len(shapes)
+    return _host_call.bind(*leading, function=function, shapes=shapes, flagged=flagged), [0] * len(shapes)
 
 
-def _lower(ctx, *operands, function, shapes):
+def _lower(ctx, *operands, function, shapes, flagged):
     if getattr(ctx.module_context.axis_context, "num_devices", 2) > 1:  # a program over several devices: JAX's own
 
         def on_one(*args):

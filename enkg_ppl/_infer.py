@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import equinox as eqx
 import jax.random as jr
 
+from enkg_ppl._blackbox import watch_black_boxes
 from enkg_ppl._correction import Correction, KalmanCorrection
 from enkg_ppl._field_diagnostics import NUM_PRIOR_DRAWS, check_ensemble
 from enkg_ppl._flow import draw
@@ -32,6 +33,7 @@ class Progress(NamedTuple):
     refine: Callable[[float, str], None]
 
 
+@watch_black_boxes()
 def infer(
     key: Key,
     problem: InverseProblem,

@@ -5,6 +5,7 @@ import sys
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 from enkg_ppl import BlackBoxError, GaussianLikelihood, GaussianPrior, InverseProblem, blackbox, guide
+from enkg_ppl._blackbox import raise_host_failure, watch_black_boxes
+from enkg_ppl._forward import Evaluator
 
 A, B = np.arange(6.0).reshape(3, 2), np.array([1.0, 2.0, 3.0])
 EXPECTED = np.stack([A.sum(1) * B, B**2], axis=1)
@@ -97,7 +100,7 @@ def test_a_failing_ensemble_names_its_first_member():
         raise OSError("disk full")
 
     with pytest.raises(BlackBoxError, match=r"fn raised OSError: disk full, for an ensemble of 8 whose first"):
-        run(blackbox(fn, (2,), vectorized=True))
+        run(blackbox(fn, (2,), vectorized=True, on_failure="raise"))
 
 
 @pytest.mark.parametrize(
@@ -142,7 +145,7 @@ def test_timeout():
     [
         (lambda: blackbox(3, ()), TypeError, "blackbox needs a function; got 3"),
         (lambda: blackbox(one, "ab"), ValueError, "shape as a tuple of whole numbers"),
-        (lambda: blackbox(one, (2,), on_failure="skip"), ValueError, "on_failure 'raise' or 'reject'; got 'skip'"),
+        (lambda: blackbox(one, (2,), on_failure="skip"), ValueError, "'tolerate', 'raise' or 'reject'; got 'skip'"),
         (lambda: blackbox(one, (2,), timeout=0), ValueError, "timeout > 0 seconds or None; got 0"),
         (lambda: blackbox(one, (2,), executor=3), TypeError, "executor with a submit method; got 3"),
     ],
@@ -157,3 +160,96 @@ def test_large_ensembles_do_not_deadlock():
     simulate = blackbox(lambda x: np.cumsum(x, axis=1), (4096,), vectorized=True)
     x = np.ones((512, 4096))
     np.testing.assert_array_equal(jax.jit(jax.vmap(simulate))(x)[:, -1], 4096)
+
+
+# -- is it a function of its arguments? -------------------------------------------------------------------------------
+
+RNG = np.random.default_rng(0)
+MATRIX = np.random.default_rng(1).standard_normal((300, 2))
+
+
+def noisy(theta):
+    return theta + RNG.normal()
+
+
+def noisy_in_order(theta):
+    """The same numbers in every call, but others for every particle of it."""
+    return theta + np.random.default_rng(0).normal(size=theta.shape)
+
+
+def common_noise(theta):
+    return theta + np.random.default_rng(0).normal(size=2)
+
+
+def rounds_otherwise_alone(theta):
+    return np.tile(theta, 150) @ MATRIX * (1 + 1e-13 * len(theta))
+
+
+@pytest.mark.parametrize(
+    ("fn", "vectorized", "words", "checks"),
+    [
+        (
+            noisy,
+            False,
+            r"^noisy is random: with the same parameters \(theta=\[.*\]\) it gave another result, .*latent site",
+            1,
+        ),
+        (noisy, True, r"^noisy is random: .*: use common random numbers .*, or return an estimate", 2),
+        (noisy_in_order, True, r"^noisy_in_order gives other results .* alone than among other particles: random", 2),
+        (common_noise, False, None, 1),
+        (common_noise, True, None, 1),
+        (rounds_otherwise_alone, True, None, 1),
+    ],
+)
+def test_random_simulators_are_told(fn, vectorized, words, checks):
+    simulate = blackbox(fn, (2,), vectorized=vectorized)
+    problem = InverseProblem(GaussianPrior.standard(2), simulate, GaussianLikelihood(jnp.zeros(2), 1.0))
+    evaluate = Evaluator(problem, 8)
+    with pytest.warns(UserWarning, match=words) if words else nullcontext(), watch_black_boxes(check=True) as seen:
+        for _ in range(3):
+            evaluate.log_likelihood(np.random.default_rng(2).standard_normal((8, 2)))
+    assert seen.num_checks == checks
+    assert simulate.num_calls == 24 + checks
+    quiet = blackbox(fn, (2,), vectorized=vectorized, check_deterministic=False)
+    with watch_black_boxes(check=True):
+        Evaluator(InverseProblem(problem.prior, quiet, problem.likelihood), 8).log_likelihood(np.ones((8, 2)))
+    assert quiet.num_calls == 8
+
+
+# -- plates -----------------------------------------------------------------------------------------------------------
+
+
+def scalar(a, b):
+    return float(a) * float(b)
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_plates_element_by_element(vectorized):
+    simulate = blackbox(lambda a, b: np.multiply(a, b), (), vectorized=vectorized, plates="map")
+    a, b = np.arange(6.0).reshape(3, 2), 2.0
+    np.testing.assert_array_equal(simulate(a, b), 2 * a)
+    assert simulate.num_calls == 6
+    np.testing.assert_array_equal(jax.jit(jax.vmap(simulate, (0, None)))(a, b), 2 * a)
+    assert simulate.num_calls == 12
+    assert simulate(3.0, b) == 6.0
+    pairs = blackbox(lambda a: np.array([a, -a]), (2,), plates="map")
+    np.testing.assert_array_equal(pairs(a), np.stack([a, -a], axis=-1))
+
+
+@pytest.mark.parametrize(
+    ("fn", "what"),
+    [
+        (scalar, "raised TypeError: only .*, for a=.*"),
+        (np.multiply, r"returned shape \(2,\) where \(\) is due"),
+        (lambda a, b: 1.0 if a > 0 else 0.0, "raised ValueError: The truth value of an array .*"),
+    ],
+    ids=["float", "array", "if"],
+)
+def test_a_plate_around_a_number(fn, what):
+    simulate = blackbox(fn, (), name="simulate", on_failure="raise")
+    name = "x1" if fn is np.multiply else "a"
+    words = (
+        rf"^simulate {what}, as {name} has shape \(2,\): where that is a plate, pass plates='map' .*, or shape=\(2,\)"
+    )
+    with pytest.raises(BlackBoxError, match=words), raise_host_failure():
+        jax.block_until_ready(jax.vmap(simulate)(A, B))

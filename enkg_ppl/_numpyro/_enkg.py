@@ -18,8 +18,9 @@ from numpyro.infer import MCMC
 from enkg_ppl._correction import Correction
 from enkg_ppl._diagnostics import Diagnostics
 from enkg_ppl._ensembles import METHODS, EnsembleMethod, Meeting, run_ensembles
+from enkg_ppl._failure import MOST_CHECKS, Run, continue_run
 from enkg_ppl._forward import Evaluator
-from enkg_ppl._infer import Progress, infer
+from enkg_ppl._infer import LEAST, Progress, infer
 from enkg_ppl._ledger import Ledger
 from enkg_ppl._numpyro._arguments import as_typed_key, check_count, check_extra_fields, refuse_unknown
 from enkg_ppl._numpyro._model import NumPyroModel
@@ -144,8 +145,14 @@ class EnKG(MCMC):
         ledgers = Ledger.shared(self.max_forward_evaluations, self.num_ensembles)
         evaluator = Evaluator(problem, block_size(self.num_particles), self.chunk_size)
         finished: dict[int, Posterior] = {}
+        limit = ledgers[0].limit
+        seen = Run(check=limit is None or limit >= (LEAST + 1) * self.num_particles + MOST_CHECKS)
+        held = MOST_CHECKS if seen.check and evaluator.on_host else 0
+        for ledger in ledgers:
+            ledger.held += held  # for a repeated simulation, by which a random one is found out
         with (
             kept_on_failure(self, numpyro_model, problem, ledgers, finished, evaluator.batch_size),
+            continue_run(seen),
             ProgressBar(self.progress_bar, self.num_ensembles, lambda: sum(ledger.count for ledger in ledgers)) as bar,
         ):
 
@@ -158,14 +165,18 @@ class EnKG(MCMC):
                 return finished[i]
 
             posteriors = run_ensembles(one, self.num_ensembles, self.ensemble_method)
+            ledgers[0].held -= held
+            ledgers[0].count += seen.num_checks
             result = collect(
                 numpyro_model, problem, posteriors, ledgers, evaluator.batch_size, self.chunk_size, extra_fields
             )
+            result.diagnostics["warnings"] = [*seen.finish(), *result.diagnostics.warnings]
             bar.finish()
         result.seconds = time.perf_counter() - started
         self._args, self._kwargs, self._result = args, kwargs, result
         for sentence in result.diagnostics.warnings:
-            warnings.warn(f"EnKG: {sentence}", stacklevel=2)
+            if sentence not in seen.told:
+                warnings.warn(f"EnKG: {sentence}", stacklevel=2)
 
     def _infer(
         self,

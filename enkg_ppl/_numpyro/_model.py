@@ -34,6 +34,7 @@ from enkg_ppl._numpyro._transport import from_standard, standard_shape
 from enkg_ppl._prior import GaussianPrior, Prior
 from enkg_ppl._prior._product import ProductPrior
 from enkg_ppl._problem import InverseProblem
+from enkg_ppl._programs import weakly
 from enkg_ppl._types import Vector
 
 
@@ -49,7 +50,7 @@ class NumPyroModel:
     def __init__(self, model: Callable, args: tuple, kwargs: dict[str, Any]):
         self.model, self.args, self.kwargs = model, args, kwargs
         check_arguments(model, args, kwargs)
-        self.simulator = Simulator(model, (), (), (), (), {}, (), Constants(args, kwargs))
+        self.simulator = Simulator(weakly(model), (), (), (), (), {}, (), Constants(args, kwargs))
         self._diffusion: dict[str, DiffusionPrior] = {}
         trace, shapes, steps, self.imputed = self._abstract_trace()
         self.sites: list[LatentSite] = []
@@ -70,7 +71,7 @@ class NumPyroModel:
         sites, deterministic = tuple(self.sites), tuple(self.deterministic)
         imputed = tuple(self.imputed)
         self.simulator = Simulator(
-            model, sites, deterministic, imputed, (), {}, tuple(steps.items()), self.simulator.constants
+            weakly(model), sites, deterministic, imputed, (), {}, tuple(steps.items()), self.simulator.constants
         )
         self._check_diffusion()
         check_support(self.simulator.trace, jax.ShapeDtypeStruct((self.dim,), jnp.zeros(()).dtype))

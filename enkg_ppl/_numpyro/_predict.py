@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from enkg_ppl._blackbox import raise_host_failure
+from enkg_ppl._blackbox import raise_host_failure, watch_black_boxes
+from enkg_ppl._marks import poisoned
 from enkg_ppl._numpyro._model import NumPyroModel
 from enkg_ppl._numpyro._observation import Observation
 from enkg_ppl._numpyro._response import ranks_may_differ
 from enkg_ppl._numpyro._result import is_standard
 from enkg_ppl._numpyro._simulator import Simulator
+from enkg_ppl._programs import compiled
 from enkg_ppl._refine._blocks import block_size
 from enkg_ppl._refine._coordinates import decode_all
 
@@ -33,6 +34,7 @@ def sample_observed(key: jax.Array, observations: dict[str, Observation]) -> dic
         }
 
 
+@watch_black_boxes()
 def predict(enkg: EnKG, key: jax.Array) -> dict[str, jax.Array]:
     """Prior draws of every site, and data simulated from them; leads with (ensemble, particle)."""
     key_z, key_data = jr.split(key)
@@ -45,6 +47,6 @@ def predict(enkg: EnKG, key: jax.Array) -> dict[str, jax.Array]:
     return values | sample_observed(key_data, observations)
 
 
-@eqx.filter_jit
+@compiled
 def _replay(simulator: Simulator, z: jax.Array):
-    return jax.vmap(jax.vmap(simulator.replay))(z)
+    return jax.vmap(jax.vmap(poisoned(simulator.replay)))(z)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +20,7 @@ from enkg_ppl._numpyro._simulator import Simulator
 from enkg_ppl._posterior import Posterior
 from enkg_ppl._prior import GaussianPrior, Prior
 from enkg_ppl._problem import InverseProblem
+from enkg_ppl._programs import compiled
 from enkg_ppl._refine._coordinates import decode_all, encode_all
 
 
@@ -40,7 +40,7 @@ class Result(SimpleNamespace):
     seconds: float
 
 
-@eqx.filter_jit
+@compiled
 def _look(simulator: Simulator, likelihood, guided: bool, z: jax.Array, chunk_size: int | None):
     """Everything that a run keeps of its draws z, shape (particles, dim)."""
 

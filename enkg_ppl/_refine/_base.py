@@ -14,6 +14,7 @@ from enkg_ppl._forward import Evaluator
 from enkg_ppl._posterior import Posterior
 from enkg_ppl._prior import GaussianPrior, Prior
 from enkg_ppl._problem import InverseProblem
+from enkg_ppl._programs import weakly
 from enkg_ppl._types import Ensemble, Key, Output, Vector
 
 Progress = Callable[[float, str], None]  # (fraction done, a few words)
@@ -78,4 +79,4 @@ def standardised(problem: InverseProblem) -> InverseProblem:
         return problem
     location = problem.prior.location
     prior = GaussianPrior(location * 0, location * 0 + 1)
-    return InverseProblem(prior, _Decoded(problem.prior, problem.forward), problem.likelihood)
+    return InverseProblem(prior, _Decoded(problem.prior, weakly(problem.forward)), problem.likelihood)

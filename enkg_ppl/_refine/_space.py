@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +12,7 @@ from jaxtyping import Float
 
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._likelihood import Response
+from enkg_ppl._programs import compiled
 from enkg_ppl._refine._blocks import in_blocks
 from enkg_ppl._refine._conditional import MOST_GIVEN, MOST_WORK, ConditionalGaussian, fit_conditional
 from enkg_ppl._refine._linearised import ridge_regression
@@ -71,22 +71,22 @@ class Space:
         return in_blocks(_whiten, self.block, (self.conditional,), z)
 
 
-@eqx.filter_jit
+@compiled
 def _colour(conditional: ConditionalGaussian, position: Ensemble):
     return jax.vmap(conditional.colour)(position)
 
 
-@eqx.filter_jit
+@compiled
 def _whiten(conditional: ConditionalGaussian, z: Ensemble):
     return jax.vmap(conditional.whiten)(z)
 
 
-@eqx.filter_jit
+@compiled
 def _free(free_values: Callable[[Vector], Vector], z: Ensemble):
     return jax.vmap(free_values)(z)
 
 
-@eqx.filter_jit
+@compiled
 def _slopes(free_values: Callable[[Vector], Vector], z: Ensemble) -> Float[AnyArray, "particles free dim"]:
     """How the free values answer to unit steps of z."""
     identity = jnp.eye(z.shape[1], dtype=z.dtype)

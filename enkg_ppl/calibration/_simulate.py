@@ -13,6 +13,7 @@ import numpy as np
 from numpyro import handlers
 
 from enkg_ppl._blackbox import raise_host_failure
+from enkg_ppl._marks import poisoned
 from enkg_ppl._numpyro import ModelError
 from enkg_ppl._numpyro._response import ranks_may_differ
 
@@ -46,8 +47,8 @@ class PriorPredictive:
         samples = {name: site for name, site in sites.items() if name not in self.data}
         self.latents = {name: site["shape"] for name, site in samples.items() if site["type"] == "sample"}
         self.deterministics = {name: site["shape"] for name, site in samples.items() if site["type"] == "deterministic"}
-        self._simulate = jax.jit(self._draw)
-        self._log_likelihood = jax.jit(jax.vmap(self._log_likelihood_at, in_axes=(0, None)))
+        self._simulate = jax.jit(poisoned(self._draw))
+        self._log_likelihood = jax.jit(jax.vmap(poisoned(self._log_likelihood_at), in_axes=(0, None)))
 
     def simulate(self, key: jax.Array) -> tuple[Values, Values, float]:
         """One truth, by site, deterministic sites included; data, by argument; log likelihood of the data there."""
