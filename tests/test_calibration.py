@@ -385,6 +385,71 @@ def test_other_arguments_are_another_study(tmp_path):
         study(Recorder(), named_otherwise, args=(np.array([1.0, 3.0]),), **options)
 
 
+def with_noise(noise, prior=dist.Normal, draw=lambda m: m):
+    """A model of the same name, sites and shapes whatever is asked for."""
+
+    def model(y=None):
+        m = numpyro.sample("m", prior(0.0, 1.0).expand([2]).to_event(1))
+        numpyro.sample("y", dist.Normal(draw(m), noise).to_event(1), obs=y)
+
+    return model
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (with_noise(0.71), r"another model: .* data set 0 has data 'y' = \[.*\] of shape \(2,\) where the file has"),
+        (with_noise(NOISE, dist.Laplace), "another model: .* data set 0 has 'm' = "),
+        (with_noise(NOISE, draw=lambda m: 2 * m), "another model: .* has data 'y'"),
+        (with_noise(jnp.array([NOISE, jnp.inf])), "another model: .* has data 'y'"),
+    ],
+    ids=["noise", "prior", "simulator", "not finite"],
+)
+def test_a_study_of_another_model_by_the_same_name_is_refused(tmp_path, other, message):
+    """Names, shapes and settings agree; a stored data set simulated again does not."""
+    file = tmp_path / "study.npz"
+    options = {"num_datasets": 3, "file": file}
+    first = study(Conjugate(), with_noise(NOISE), **options)
+    again = study(Conjugate(), with_noise(NOISE), **options)
+    np.testing.assert_array_equal(again.ranks, first.ranks)
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match=f"{file} holds a study of {message}.*give another file, or delete this one"):
+        study(Conjugate(), other, **options)
+    assert file.read_bytes() == before
+
+
+def test_an_inference_of_another_model_or_setting_is_another_study(tmp_path):
+    """The data are the same, so that only the inference's own model, or the arguments of its constructor, can tell."""
+
+    class Own(Conjugate):
+        def __init__(self, model, **rest):
+            super().__init__(**rest)
+            self.model = model
+
+    model, options = with_noise(NOISE), {"num_datasets": 1, "file": tmp_path / "study.npz"}
+    study(Own(model), model, **options)
+    study(Own(with_noise(NOISE)), model, **options)  # another function that simulates the same
+    with pytest.raises(ValueError, match="a study of another model of the inference: .* has data 'y'"):
+        study(Own(with_noise(0.2)), model, **options)
+    with pytest.raises(ValueError, match="another study, with inference = .*'shift': 0.0.* where .*'shift': 0.5"):
+        study(Own(model, shift=0.5), model, **options)
+    chains = {"num_datasets": 1, "file": tmp_path / "chains.npz", "num_draws": 5}
+    nuts = [MCMC(NUTS(model, target_accept_prob=p), num_warmup=9, num_samples=20, progress_bar=False) for p in (0.8, 0.9)]
+    study(nuts[0], model, **chains)
+    with pytest.raises(ValueError, match="'kernel target_accept_prob': 0.8.* where .*'kernel target_accept_prob': 0.9"):
+        study(nuts[1], model, **chains)
+
+
+def test_a_simulator_with_random_numbers_of_its_own_may_go_on(tmp_path):
+    rng = np.random.default_rng(0)
+    simulate = blackbox(lambda m: m + rng.normal(size=m.shape), (2,))
+    options = {"num_datasets": 2, "file": tmp_path / "study.npz", "num_draws": 9}
+    study(Conjugate(), with_noise(NOISE, draw=simulate), **options)
+    assert study(Conjugate(), with_noise(NOISE, draw=simulate), **options | {"num_datasets": 3}).finished.all()
+    with pytest.raises(ValueError, match="another model: .* has 'm'"):
+        study(Conjugate(), with_noise(NOISE, dist.Laplace, simulate), **options)
+
+
 def test_a_file_that_is_no_study_is_left_alone(tmp_path):
     file = tmp_path / "notes.npz"
     file.write_text("my notes")

@@ -8,8 +8,6 @@ Faltejsková, Gelman & Vehtari (2023), Bayesian Analysis 20, arXiv 2211.02383.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 import time
 import warnings
@@ -26,9 +24,11 @@ from tqdm import tqdm
 
 from enkg_ppl._numpyro import EnKG
 from enkg_ppl.calibration._compiled import CompiledMCMC
-from enkg_ppl.calibration._file import DONE, FAILED, FORMAT, PENDING, State, load, save
+from enkg_ppl.calibration._file import DONE, FAILED, PENDING, State, load, save
+from enkg_ppl.calibration._identity import identity
 from enkg_ppl.calibration._result import LOG_LIKELIHOOD, SBC
 from enkg_ppl.calibration._simulate import PriorPredictive
+from enkg_ppl.calibration._witness import Simulated, Simulations, check_witness
 
 # Runs that fail from the first data set on are no calibration study but a mistake in the call.
 HOPELESS = 3
@@ -69,7 +69,8 @@ def sbc(
     as far apart as can be; a chain whose effective sample size is below `num_draws` is recorded as a warning.
     `keep_draws`: keep these draws, which `coverage` needs (``num_datasets * num_draws * dim`` numbers).
     `file`: a ``.npz`` written after every data set. Called again with the same arguments, `sbc` goes on where it
-    stopped, with the ranks of an unbroken run; with more data sets it adds to them.
+    stopped, with the ranks of an unbroken run; with more data sets it adds to them. It simulates one of the stored
+    data sets again, to be sure that the file is of this model.
 
     A run that raises is recorded in `SBC.failures` and one that warns in `SBC.warnings`; neither ends the study, unless
     the first three all raise.
@@ -90,9 +91,12 @@ def sbc(
         if LOG_LIKELIHOOD in shapes:
             raise ValueError("a site of the model is named 'log_likelihood': rename it, or pass log_likelihood=False")
         names.append(LOG_LIKELIHOOD)
-    study = _identity(model, engine, rng_key, prior, names, num_draws, keep_draws)
+    study = identity(model, engine, rng_key, prior, names, num_draws, keep_draws)
     path = None if file is None else Path(file)
     state = None if path is None else load(path, study)
+    simulations = None if path is None else Simulations(model, engine, prior, data)
+    if state and simulations and state.witness:
+        check_witness(path, state.witness_row, state.witness, simulations, _keys(rng_key, state.witness_row)[0])
     state = state or State.empty(num_datasets, len(names), dim, num_draws, keep_draws)
     state = state.with_room(num_datasets)
 
@@ -107,7 +111,10 @@ def sbc(
     )
     with bar, _own_bar_off(engine):
         for done_now, i in enumerate(pending):
-            _one(i, state, prior, engine, jr.fold_in(rng_key, i), shapes, log_likelihood, num_draws)
+            keys = _keys(rng_key, i)
+            simulated = _one(i, state, prior, engine, keys, shapes, log_likelihood, num_draws)
+            if simulations and simulated and not state.witness:
+                state.witness, state.witness_row = simulations.witness(keys[0], simulated), i
             if path is not None and np.any(state.status == DONE):  # a mistake in the call leaves no file behind
                 save(path, study, state)
             bar.set_postfix_str(_postfix(state, num_datasets), refresh=False)
@@ -120,16 +127,22 @@ def sbc(
     return _result(state, num_datasets, names, shapes, num_draws, keep_draws)
 
 
+def _keys(rng_key: jax.Array, i: int) -> jax.Array:
+    """Of data set `i`: for its simulation, its inference and its ranks."""
+    return jr.split(jr.fold_in(rng_key, i), 3)
+
+
 def _one(
-    i: int, state: State, prior: PriorPredictive, engine, key, shapes, log_likelihood: bool, num_draws: int
-) -> None:
-    """Simulate, infer and rank data set `i`; what comes of it goes into its row."""
-    key_data, key_run, key_rank = jr.split(key, 3)
+    i: int, state: State, prior: PriorPredictive, engine, keys, shapes, log_likelihood: bool, num_draws: int
+) -> Simulated | None:
+    """Simulate, infer and rank data set `i`; what comes of it goes into its row. Returns what was simulated."""
+    key_data, key_run, key_rank = keys
+    simulated = None
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            truth, data, truth_log_likelihood = prior.simulate(key_data)
+            truth, data, truth_log_likelihood = simulated = prior.simulate(key_data)
             state.truths[i] = _flat(truth, shapes, 0)
             engine.run(key_run, *prior.args, **prior.kwargs, **data)
             rng = np.random.default_rng(np.asarray(jr.key_data(key_rank)))
@@ -154,6 +167,7 @@ def _one(
     told = [str(w.message) for w in caught if issubclass(w.category, UserWarning | RuntimeWarning)]
     if told:
         state.warnings[i] = list(dict.fromkeys(told))
+    return simulated
 
 
 def _rank(draws, truths, rng) -> np.ndarray:
@@ -291,49 +305,3 @@ class _own_bar_off:
     def __exit__(self, *_):
         if self.shown:
             self.engine.progress_bar = self.shown
-
-
-# Settings of an inference that change its draws, where it has them under these names.
-NUMBERS = ("num_particles", "num_ensembles", "max_forward_evaluations", "num_warmup", "num_samples", "thinning")
-PARTS = ("refine", "correction", "schedule")
-
-
-def _identity(
-    model, engine, rng_key, prior: PriorPredictive, names, num_draws: int, keep_draws: bool
-) -> dict[str, Any]:
-    """What must agree for two calls to be one study; the number of data sets may grow."""
-    typed = jax.numpy.issubdtype(rng_key.dtype, jax.dtypes.prng_key)
-    kernel = getattr(engine, "sampler", None)
-    method = {"type": type(engine).__name__, "kernel": type(kernel).__name__}
-    method |= {name: getattr(engine, name) for name in NUMBERS if isinstance(getattr(engine, name, None), int)}
-    method |= {name: repr(getattr(engine, name)) for name in PARTS if hasattr(engine, name)}
-    identity = {
-        "format": FORMAT,
-        "model": getattr(model, "__name__", type(model).__name__),
-        "inference": method,
-        "rng_key": np.asarray(jr.key_data(rng_key) if typed else rng_key).tolist(),
-        "arguments": _digest((prior.args, prior.kwargs)),
-        "data": prior.data,
-        "scalars": names,
-        "num_draws": num_draws,
-        "keep_draws": keep_draws,
-        "precision": str(jax.numpy.zeros(()).dtype),
-    }
-    return json.loads(json.dumps(identity))
-
-
-def _digest(tree) -> str:
-    """A fingerprint of the arrays and plain values among the arguments; functions and other objects by type."""
-    digest = hashlib.sha256()
-    leaves, structure = jax.tree.flatten(tree)
-    digest.update(str(structure).encode())
-    for leaf in leaves:
-        if isinstance(leaf, str | bytes):
-            digest.update(repr(leaf).encode())
-            continue
-        array = np.asarray(leaf)
-        plain = array.dtype != object
-        digest.update(f"{array.shape}{array.dtype}".encode() if plain else type(leaf).__name__.encode())
-        if plain:
-            digest.update(array.tobytes())
-    return digest.hexdigest()[:16]

@@ -24,7 +24,8 @@ class PriorPredictive:
 
     `model`: what is to be inferred: the user's model, or, where its data are no arguments of it, the model conditioned
     on data that are passed by keyword. `data`: the argument that takes the data of each observed site.
-    `latents`: shapes of the latent sites; `deterministics`: those of the deterministic ones.
+    `latents`: shapes of the latent sites; `deterministics`: those of the deterministic ones; `data_shapes`: those of
+    the data.
 
     Raises `ModelError` for a model whose joint distribution cannot be simulated.
     """
@@ -43,6 +44,7 @@ class PriorPredictive:
         self._check(sites, free)
         self.conditioned = any(argument not in free for argument in self.data.values())
         self.model = _conditioned(model, arguments, self.data) if self.conditioned else model
+        self.data_shapes = {site: sites[site]["shape"] for site in self.data}
         samples = {name: site for name, site in sites.items() if name not in self.data}
         self.latents = {name: site["shape"] for name, site in samples.items() if site["type"] == "sample"}
         self.deterministics = {name: site["shape"] for name, site in samples.items() if site["type"] == "deterministic"}
