@@ -14,6 +14,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 import scipy.stats as st
+from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC, NUTS
 from scipy.integrate import solve_ivp
 
@@ -180,6 +181,100 @@ def test_ties_are_broken_evenly():
     assert result.names == ["side"]
     assert min(result.p_values().values()) > 0.01
     assert len(np.unique(result.ranks)) > 60
+
+
+class PriorItself:
+    """Draws of the prior, the posterior where the data say nothing, with a sampler of its own for the extremes."""
+
+    def __init__(self, prior, stop):
+        self.prior, self.stop = prior, stop
+
+    def run(self, rng_key, y):
+        self.samples = {"x": self.stop(np.asarray(self.prior.sample(rng_key, (200,))))}
+
+    def get_samples(self):
+        return self.samples
+
+
+TINY = np.finfo(np.float32).tiny
+
+
+@pytest.mark.parametrize(
+    ("prior", "stop"),
+    [
+        (dist.Gamma(0.02, 0.02), lambda x: np.maximum(x, TINY)),
+        (dist.Gamma(0.001, 0.001), lambda x: np.maximum(x, TINY)),
+        (dist.InverseGamma(0.02, 0.02), lambda x: np.minimum(x, np.finfo(np.float32).max)),
+        (dist.Beta(0.02, 0.02), lambda x: np.clip(x, TINY, np.float32(1 - 6e-8))),
+        (dist.LogNormal(0.0, 80.0), lambda x: np.clip(x, TINY, np.finfo(np.float32).max)),
+        (dist.Uniform(-3.0, 2.0), lambda x: x),
+    ],
+    ids=["zero", "mostly zero", "infinite", "zero and one", "zero and infinite", "ordinary"],
+)
+def test_truths_at_the_end_of_the_floats_are_ties(prior, stop):
+    """Exact in distribution, but where floats end truths and draws stop at other values; by count, p is below 1e-9."""
+
+    def model(y=None):
+        x = numpyro.sample("x", prior)
+        numpyro.sample("y", dist.Normal(0.0 * jnp.minimum(x, 1.0), 1.0), obs=y)
+
+    with jax.enable_x64(False):
+        result = study(PriorItself(prior, stop), model, num_datasets=200, log_likelihood=False)
+    assert result.finished.all(), result.failures
+    assert result.p_values()["x"] > 0.01  # fails for 1 % of seeds, and not for this one
+    naive = (result.draws < result.truths[:, None]).sum(axis=1)[:, 0]
+    assert (p_value(naive, 99) < 1e-9) == (prior.support is not dist.constraints.real and "Uniform" not in repr(prior))
+
+
+def test_log_likelihoods_that_differ_by_rounding_are_ties():
+    """A flat likelihood, whose thousand terms in single precision are summed by NumPy for draws and JAX for truths."""
+
+    class Kept(PriorItself):
+        def get_log_likelihood(self):
+            return {"y": np.full((200, 1000), -0.1, np.float32)}
+
+    def model(y=None):
+        numpyro.sample("x", dist.Normal())
+        numpyro.sample("y", dist.Uniform(0.0, np.exp(0.1)).expand([1000]).to_event(1), obs=y)
+
+    with jax.enable_x64(False):
+        result = study(Kept(dist.Normal(), lambda x: x), model, num_datasets=60)
+    assert min(result.p_values().values()) > 0.01
+
+
+def test_effective_sizes_that_are_negative_or_not_a_number():
+    """Antithetic draws are worth more than independent ones; constant draws are worth one, constants of the model all."""
+
+    class Chain(Conjugate):
+        def __init__(self, make):
+            super().__init__()
+            self.make = make
+
+        def get_samples(self, group_by_chain=False):
+            rng = np.random.default_rng(len(self.seen))
+            draws = self.make(rng)
+            return {"m": draws[None] if group_by_chain else draws}
+
+    def antithetic(rng):
+        return (-1.0) ** np.arange(200)[:, None] * (1 + 0.1 * rng.normal(size=(200, 2)))
+
+    assert effective_sample_size(antithetic(np.random.default_rng(1))[None]).max() < 0
+    assert study(Chain(antithetic), num_datasets=2, log_likelihood=False).warnings == {}
+    stuck = study(Chain(lambda rng: np.full((200, 2), 0.3)), num_datasets=2, log_likelihood=False)
+    assert "the smallest effective sample size is 1, below num_draws = 99" in stuck.warnings[0][0]
+
+    def model(y=None):
+        factor = numpyro.sample("factor", dist.LKJCholesky(2, 1.0))  # its first row is (1, 0) always
+        numpyro.sample("y", dist.MultivariateNormal(jnp.zeros(2), scale_tril=factor), obs=y)
+
+    class Factors(Conjugate):
+        def run(self, rng_key, y):
+            self.samples = np.asarray(dist.LKJCholesky(2, 1.0).sample(rng_key, (200,)))
+
+        def get_samples(self, group_by_chain=False):
+            return {"factor": self.samples[None] if group_by_chain else self.samples}
+
+    assert study(Factors(), model, num_datasets=2, log_likelihood=False).warnings == {}
 
 
 def test_the_log_likelihood_is_the_models(right):

@@ -26,9 +26,10 @@ from enkg_ppl._numpyro import EnKG
 from enkg_ppl.calibration._compiled import CompiledMCMC
 from enkg_ppl.calibration._file import DONE, FAILED, PENDING, State, load, save
 from enkg_ppl.calibration._identity import identity
+from enkg_ppl.calibration._rank import rank, rank_log_likelihood
 from enkg_ppl.calibration._result import LOG_LIKELIHOOD, SBC
-from enkg_ppl.calibration._simulate import PriorPredictive
-from enkg_ppl.calibration._witness import Simulated, Simulations, check_witness
+from enkg_ppl.calibration._simulate import PriorPredictive, Simulated
+from enkg_ppl.calibration._witness import Simulations, check_witness
 
 # Runs that fail from the first data set on are no calibration study but a mistake in the call.
 HOPELESS = 3
@@ -142,19 +143,19 @@ def _one(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            truth, data, truth_log_likelihood = simulated = prior.simulate(key_data)
-            state.truths[i] = _flat(truth, shapes, 0)
+            simulated = prior.simulate(key_data)
+            data = simulated.data
+            state.truths[i] = _flat(simulated.truth, shapes, 0)
             engine.run(key_run, *prior.args, **prior.kwargs, **data)
             rng = np.random.default_rng(np.asarray(jr.key_data(key_rank)))
             samples = {name: np.asarray(value) for name, value in engine.get_samples().items()}
-            chosen = _choose(engine, samples, shapes, num_draws, rng)
+            chosen = _choose(engine, samples, simulated.truth, shapes, num_draws, rng)
             draws = _flat({name: samples[name][chosen] for name in shapes}, shapes, 1)
-            truths = state.truths[i]
-            ranked = draws
+            ends = _flat_ends(simulated, shapes)
+            ranks = rank(draws, state.truths[i], rng, *ends)
             if log_likelihood:
-                ranked = np.column_stack([draws, _log_likelihood(prior, engine, samples, chosen, data)])
-                truths = np.append(truths, truth_log_likelihood)
-            ranks = _rank(ranked, truths, rng)
+                of_draws = _log_likelihood(prior, engine, samples, chosen, data)
+                ranks = np.append(ranks, rank_log_likelihood(of_draws, simulated.log_likelihood, rng))
             if len(state.draws):
                 state.draws[i] = draws
             state.ranks[i], state.status[i] = ranks, DONE
@@ -170,17 +171,7 @@ def _one(
     return simulated
 
 
-def _rank(draws, truths, rng) -> np.ndarray:
-    """Number of draws below the truth, ties broken at random; draws lead with (draws,)."""
-    if np.isnan(truths).any():
-        raise ValueError("the truth, or its log likelihood, is NaN")
-    if np.isnan(draws).any():
-        raise ValueError("some posterior draws, or their log likelihoods, are NaN")
-    ties = np.sum(draws == truths, axis=0)
-    return np.sum(draws < truths, axis=0) + rng.integers(0, ties + 1)
-
-
-def _choose(engine, samples, shapes, num_draws: int, rng) -> np.ndarray:
+def _choose(engine, samples, truth, shapes, num_draws: int, rng) -> np.ndarray:
     """Which of the posterior draws to rank among."""
     for name, shape in shapes.items():
         if name not in samples:
@@ -192,25 +183,39 @@ def _choose(engine, samples, shapes, num_draws: int, rng) -> np.ndarray:
         raise ValueError(f"the inference gives {total} draws: lower num_draws (now {num_draws}), or draw more")
     if isinstance(engine, EnKG):  # particles have no order
         return rng.choice(total, num_draws, replace=False)
-    _warn_if_dependent(engine, shapes, num_draws)
+    _warn_if_dependent(engine, truth, shapes, num_draws)
     # The middles of num_draws equal stretches, the whole shifted at random: the last draw is no better than others.
     return ((np.arange(num_draws) + rng.uniform()) * total / num_draws).astype(int)
 
 
-def _warn_if_dependent(engine, shapes, num_draws: int) -> None:
+def _warn_if_dependent(engine, truth, shapes, num_draws: int) -> None:
+    """Warn of draws that are worth fewer independent ones than truths are ranked among."""
     try:
         chains = engine.get_samples(group_by_chain=True)
     except TypeError:  # independent draws, of something that knows no chains
         return
-    with np.errstate(all="ignore"):
-        sizes = [effective_sample_size(np.asarray(chains[name])) for name in shapes]
-    smallest = min(float(np.min(size)) for size in sizes)
+    smallest = min(float(np.min(_sizes(np.asarray(chains[name]), truth[name]), initial=np.inf)) for name in shapes)
     if smallest < num_draws:
         warnings.warn(
             f"the smallest effective sample size is {smallest:.0f}, below num_draws = {num_draws}: ranks among "
             "dependent draws are not uniform; draw more, or lower num_draws",
             stacklevel=2,
         )
+
+
+def _sizes(chains: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Effective sample sizes of every entry.
+
+    Successive draws on opposite sides make the estimate negative: they are worth more than independent ones. Of draws
+    that are all the same it is NaN: they are worth one, unless the entry is a constant of the model.
+    """
+    total = chains.shape[0] * chains.shape[1]
+    constant = np.all(chains == chains[:1, :1], axis=(0, 1))
+    with np.errstate(all="ignore"):
+        sizes = np.asarray(effective_sample_size(chains), float)
+    sizes = np.where(sizes < 0, total, sizes)
+    sizes = np.where(constant, np.where(chains[0, 0] == truth, total, 1), sizes)
+    return np.where(np.isnan(sizes), 0, sizes)
 
 
 def _log_likelihood(prior: PriorPredictive, engine, samples, chosen, data) -> np.ndarray:
@@ -225,6 +230,13 @@ def _flat(values: Mapping[str, np.ndarray], shapes, lead: int) -> np.ndarray:
     """Sites side by side: ``(dim,)``, or ``(draws, dim)`` where values lead with draws."""
     columns = [np.asarray(values[name], float) for name in shapes]
     return np.concatenate([column.reshape((*column.shape[:lead], -1)) for column in columns], axis=-1)
+
+
+def _flat_ends(simulated: Simulated, shapes) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper ends of the supports, ``(dim,)`` each, as `_flat` lays out the sites; NaN for none."""
+    none = {name: np.full(shape, np.nan) for name, shape in shapes.items() if name not in simulated.ends}
+    low, high = (_flat(none | {n: pair[k] for n, pair in simulated.ends.items()}, shapes, 0) for k in range(2))
+    return low, high
 
 
 def _scalars(site: str, shape: tuple[int, ...]) -> list[str]:

@@ -6,7 +6,7 @@ study that goes on with it would mix the ranks of two models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,9 @@ import jax
 import jax.random as jr
 import numpy as np
 
-from enkg_ppl.calibration._simulate import PriorPredictive
+from enkg_ppl.calibration._simulate import PriorPredictive, Simulated
 
 Witness = dict[str, np.ndarray]
-Simulated = tuple[Mapping[str, Any], Mapping[str, Any], float]  # as `PriorPredictive.simulate` gives it
 
 # Agreement of an array simulated twice, elementwise and against its largest entry: rounding of another compiler or
 # processor passes, and a change that a study of calibration could see does not.
@@ -85,10 +84,9 @@ def _model_of(engine: Any) -> Callable | None:
 
 
 def _named(simulated: Simulated) -> Witness:
-    truth, data, log_likelihood = simulated
-    named = {f"{TRUTH}/{name}": np.asarray(value) for name, value in truth.items()}
-    named |= {f"{DATA}/{name}": np.asarray(value) for name, value in data.items()}
-    return named | {LOG_LIKELIHOOD: np.asarray(log_likelihood)}
+    named = {f"{TRUTH}/{name}": np.asarray(value) for name, value in simulated.truth.items()}
+    named |= {f"{DATA}/{name}": np.asarray(value) for name, value in simulated.data.items()}
+    return named | {LOG_LIKELIHOOD: np.asarray(simulated.log_likelihood)}
 
 
 def _differing(stored: Witness, now: Witness) -> list[str]:
