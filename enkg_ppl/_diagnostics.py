@@ -52,6 +52,8 @@ class Diagnostics(dict[str, Any]):
 TAIL = 1e-5
 # Above this k-hat an average under importance weights may be wrong by any amount (Vehtari et al. 2024).
 LARGEST_KHAT = 0.7
+# Effective size of the last weights, as a share of the particles. One weight above all others has no tail to show.
+LEAST_WEIGHT_SHARE = 0.02
 # Draws that are different points, as a share; resampling repeats some, and moves must part them again.
 LEAST_DISTINCT = 0.5
 # R-hat of independent draws exceeds 1 by about 1 / J for each ensemble; the usual limit holds from 1,200 particles on.
@@ -102,7 +104,8 @@ def diagnose(
     if known:
         khats = [khat for khat in map(pareto_khat, known) if not np.isnan(khat)]
         result["pareto_khat"] = khat = max(khats, default=float("nan"))
-        warnings += _khat_warning(khat) + _few_weights_warning(known)
+        warnings += _khat_warning(khat) or _small_weights_warning(known)
+        warnings += _few_weights_warning(known)
     if checks:
         result.update(worst(checks).stats())
         warnings += warnings_of(checks)
@@ -180,14 +183,28 @@ def _distinct_warning(share: float) -> list[str]:
 
 def _few_weights_warning(log_weights: list[np.ndarray]) -> list[str]:
     """`log_weights`: of every ensemble. Weights that are equal need no tail to be judged by."""
-    positive = [num_positive(w) for w in log_weights if not (equal(w) and num_positive(w) == len(w))]
+    n = len(log_weights[0])
+    positive = [num_positive(w) for w in log_weights if not (equal(w) and num_positive(w) == n)]
     if min(positive, default=LEAST_POSITIVE) >= LEAST_POSITIVE:
         return []
-    worst = "" if len(log_weights) == 1 else " of the worst ensemble"
     return [
-        f"only {min(positive)} of the {len(log_weights[0])} last importance weights{worst} are not zero, too few to "
+        f"only {min(positive)} of the {n} last importance weights{_worst_of(log_weights)} are not zero, too few to "
         "tell whether they can be trusted: raise num_particles, or narrow the prior"
     ]
+
+
+def _small_weights_warning(log_weights: list[np.ndarray]) -> list[str]:
+    n, size = len(log_weights[0]), min(map(effective_size, log_weights))
+    if size >= LEAST_WEIGHT_SHARE * n:
+        return []
+    return [
+        f"the {n} last importance weights{_worst_of(log_weights)} are worth {size:.2g} equal ones, so a few particles "
+        "stand for the whole posterior: raise num_particles or max_forward_evaluations, or narrow the prior"
+    ]
+
+
+def _worst_of(ensembles: list) -> str:
+    return "" if len(ensembles) == 1 else " of the worst ensemble"
 
 
 def _khat_warning(khat: float) -> list[str]:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import jax
 import jax.random as jr
 import numpy as np
-from numpyro.diagnostics import print_summary, summary
 from numpyro.infer import MCMC
 
 from enkg_ppl._correction import Correction
@@ -25,6 +24,7 @@ from enkg_ppl._numpyro._model import NumPyroModel
 from enkg_ppl._numpyro._predict import predict, sample_observed
 from enkg_ppl._numpyro._refusals import ModelError
 from enkg_ppl._numpyro._result import Result, collect
+from enkg_ppl._numpyro._summary import notes, table, worth
 from enkg_ppl._numpyro._traced import TracedResult, is_traced, run_traced
 from enkg_ppl._posterior import Posterior
 from enkg_ppl._problem import InverseProblem
@@ -230,21 +230,22 @@ class EnKG(MCMC):
         return _grouped(self._done.log_likelihood, group_by_chain)
 
     def print_summary(self, prob: float = 0.9, exclude_deterministic: bool = True) -> None:
-        """Print mean, sd, quantiles, effective sample size and R-hat of every site.
+        """Print mean, sd, median, the shortest interval with probability `prob`, n_eff and r_hat of every site.
 
-        Sites of a `DiffusionPrior` with more than 64 entries, such as images, get one line of extremes instead of one
-        an entry.
+        The columns of `numpyro.diagnostics.print_summary`, with three significant digits of the standard deviation.
+        n_eff is no more than the draws are worth by their weights and the number of different points; r_hat compares
+        ensembles, and is "-" where there is one. Warnings of the run stand below. Sites of a `DiffusionPrior` with more
+        than 64 entries, such as images, get one line of extremes instead of one an entry.
         """
         result = self._on_host("print_summary")
         sites = dict(result.samples)
         if exclude_deterministic:
             sites = {name: sites[name] for name in result.latent_names}
-        large = [name for name in result.diffusion_names if sites[name][0, 0].size > MAX_LISTED]
+        large = [name for name in result.diffusion_names if name in sites and sites[name][0, 0].size > MAX_LISTED]
         listed = {name: values for name, values in sites.items() if name not in large}
-        if listed:
-            print_summary(listed, prob=prob, group_by_chain=True)
-        for name in large:
-            print(f"{name}: {_extremes(sites[name])}")  # noqa: T201 (what the caller asked for)
+        lines = ["", *table(listed, prob, result.diagnostics)] if listed else []
+        lines += [f"{name}: {_extremes(sites[name], prob, result.diagnostics)}" for name in large]
+        print("\n".join([*lines, "", *notes(result.diagnostics)]))  # noqa: T201 (what the caller asked for)
 
     def diagnostics(self) -> Diagnostics:
         """What was done, what it cost, and the signs that the posterior should not be trusted."""
@@ -327,9 +328,9 @@ class EnKG(MCMC):
         return self.__dict__.copy()
 
 
-def _extremes(values: jax.Array) -> str:
+def _extremes(values: jax.Array, prob: float, diagnostics: Diagnostics) -> str:
     """A line on a site with many entries, shape (ensembles, particles, *event)."""
-    found = summary(np.asarray(values), group_by_chain=True)["Param:0"]
+    found = worth({"": values}, prob, diagnostics)[""]
     mean, sd = found["mean"], found["std"]
     shape = " x ".join(str(n) for n in values.shape[2:])
     line = f"{mean.size:,} entries ({shape}); means {mean.min():.3g} to {mean.max():.3g}, sds {sd.min():.3g} to "

@@ -51,7 +51,7 @@ def _at_ends(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarra
     numbers = jnp.finfo(jnp.zeros(()).dtype)
     tiny, largest, eps = float(numbers.tiny), float(numbers.max), float(numbers.eps)
     values = np.where(np.abs(values) <= tiny, 0.0, values)
-    values = np.where(np.abs(values) >= largest * (1 - NEAR * eps), np.sign(values) * np.inf, values)
+    values = np.where(np.abs(values) >= largest * (1 - NEAR * eps), np.copysign(np.inf, values), values)
     for end in (low, high):
         near = np.isfinite(end) & (np.abs(values - end) <= NEAR * eps * np.abs(end))
         values = np.where(near, end, values)
