@@ -31,6 +31,7 @@ class Result(SimpleNamespace):
     log_likelihood: dict[str, jax.Array]
     latent_names: list[str]
     diffusion_names: tuple[str, ...]
+    plates: tuple[str, ...]
     num_forward_evaluations: int
     log_evidence: float | None
     log_evidence_error: float | None
@@ -104,6 +105,7 @@ def collect(
         log_likelihood=pointwise,
         latent_names=[site.name for site in model.sites],
         diffusion_names=model.diffusion_names,
+        plates=tuple(model.plates),
         num_forward_evaluations=sum(p.num_forward_evaluations for p in posteriors),
         log_evidence=log_evidence,
         log_evidence_error=error,

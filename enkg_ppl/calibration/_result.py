@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from enkg_ppl._numpyro._renamed import new_names, sentence
 from enkg_ppl.calibration._ecdf import Bands, bands, below, p_value
 
 LOG_LIKELIHOOD = "log_likelihood"
@@ -123,7 +125,10 @@ class SBC:
             start += size
         if start < len(self.names):
             values[LOG_LIKELIHOOD] = pit[:, start][None]
-        return from_ranks(values)
+        names = new_names({name: np.ndim(value) - 2 for name, value in values.items()})
+        if names:
+            warnings.warn(sentence(names), stacklevel=2)
+        return from_ranks({names.get(name, name): value for name, value in values.items()})
 
     def plot(self, file: str | Path | None = None, *, level: float = 0.95, names: list[str] | None = None):
         """Draw ECDF minus uniform with the simultaneous band, one panel a scalar; returns the matplotlib figure.
