@@ -243,7 +243,7 @@ def test_log_likelihoods_that_differ_by_rounding_are_ties():
 
 
 def test_effective_sizes_that_are_negative_or_not_a_number():
-    """Antithetic draws are worth more than independent ones; constant draws are worth one, constants of the model all."""
+    """Antithetic draws are worth more than independent ones; constant draws one, constants of the model all."""
 
     class Chain(Conjugate):
         def __init__(self, make):
@@ -529,7 +529,9 @@ def test_an_inference_of_another_model_or_setting_is_another_study(tmp_path):
     with pytest.raises(ValueError, match="another study, with inference = .*'shift': 0.0.* where .*'shift': 0.5"):
         study(Own(model, shift=0.5), model, **options)
     chains = {"num_datasets": 1, "file": tmp_path / "chains.npz", "num_draws": 5}
-    nuts = [MCMC(NUTS(model, target_accept_prob=p), num_warmup=9, num_samples=20, progress_bar=False) for p in (0.8, 0.9)]
+    nuts = [
+        MCMC(NUTS(model, target_accept_prob=p), num_warmup=9, num_samples=20, progress_bar=False) for p in (0.8, 0.9)
+    ]
     study(nuts[0], model, **chains)
     with pytest.raises(ValueError, match="'kernel target_accept_prob': 0.8.* where .*'kernel target_accept_prob': 0.9"):
         study(nuts[1], model, **chains)

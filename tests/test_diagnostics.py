@@ -120,7 +120,12 @@ FINE = EnsembleCheck(1.0, 0.5, 1.0, 1.0, 0.0)
         ("distinct_draws", {"draws": np.repeat(GOOD[0, : N // 4], 4, axis=0)}, 0.25, "only 25% of the draws"),
         ("effective_rank", {"draws": GOOD[0, :, :1] * np.ones(DIM)}, 1.0, None),
         ("pareto_khat", {"log_weights": 4 * np.random.default_rng(0).standard_normal(N)}, None, "heavy tail .k-hat"),
-        ("effective_draws", {"log_weights": ONE}, None, "the 512 last importance weights of the worst ensemble are worth"),
+        (
+            "effective_draws",
+            {"log_weights": ONE},
+            None,
+            "the 512 last importance weights of the worst ensemble are worth",
+        ),
         ("pareto_khat", {"log_weights": FEW}, pareto_khat(WEIGHTS), "only 20 of the 512 last importance weights of"),
         ("correlation", {"stats": {"correlation": 0.5, "correlation_limit": 0.4}}, 0.5, r"remember .*correlation 0.50"),
         ("correlation", {"stats": {"correlation": np.nan, "correlation_limit": 0.4}}, np.nan, "correlation nan"),

@@ -21,7 +21,10 @@ def shown(capsys, samples, log_weights=None, **options):
     diagnostics = diagnose(given, None, 0, np.zeros(first.shape[:2]))
     enkg = EnKG(lambda: None, num_particles=first.shape[1], num_ensembles=first.shape[0])
     enkg._result = Result(
-        samples=samples, latent_names=list(samples), diffusion_names=options.pop("diffusion", ()), diagnostics=diagnostics
+        samples=samples,
+        latent_names=list(samples),
+        diffusion_names=options.pop("diffusion", ()),
+        diagnostics=diagnostics,
     )
     enkg.print_summary(**options)
     return capsys.readouterr().out, diagnostics

@@ -89,8 +89,8 @@ def about_plates(error: BlackBoxError, plates: dict[str, int]) -> BlackBoxError:
     for name, size in plates.items():
         if size in returned and len(returned) > len(due):
             return BlackBoxError(
-                f"{str(error).partition(': correct')[0]}, as in plate '{name}' it gets all {size} entries at once: pass "
-                f'blackbox(..., plates="map") to call it for each, or make shape={returned} and let the simulator take '
-                "arrays"
+                f"{str(error).partition(': correct')[0]}, as in plate '{name}' it gets all {size} entries at once: "
+                f'pass blackbox(..., plates="map") to call it for each, or make shape={returned} and let the '
+                "simulator take arrays"
             )
     return error

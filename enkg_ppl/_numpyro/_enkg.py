@@ -31,7 +31,7 @@ from enkg_ppl._numpyro._arguments import (
 from enkg_ppl._numpyro._model import NumPyroModel
 from enkg_ppl._numpyro._predict import predict, sample_observed
 from enkg_ppl._numpyro._refusals import ModelError
-from enkg_ppl._numpyro._renamed import new_names, renamed, renamed_run, sentence
+from enkg_ppl._numpyro._renamed import new_names, renamed, renamed_run, what_was_renamed
 from enkg_ppl._numpyro._result import Result, collect
 from enkg_ppl._numpyro._summary import notes, table, worth
 from enkg_ppl._numpyro._traced import TracedResult, is_traced, run_traced
@@ -285,7 +285,8 @@ class EnKG(MCMC):
         costs one forward evaluation a draw, not counted in `num_forward_evaluations`), `posterior_predictive` and
         `log_likelihood` (from what the run kept: no evaluation). The first two may also be dictionaries as
         `numpyro.infer.Predictive` returns them. A site that has the name of a dimension, or '/' in its name as under
-        `numpyro.handlers.scope`, is kept under another name, which a warning tells. `options` (coords, dims, ...) go to `arviz.from_numpyro`.
+        `numpyro.handlers.scope`, is kept under another name, which a warning tells. `options` (coords, dims, ...) go to
+        `arviz.from_numpyro`.
         """
         from enkg_ppl._arviz import from_fitted  # importing ArviZ takes seconds
 
@@ -298,7 +299,7 @@ class EnKG(MCMC):
         groups = [prior or None, posterior_predictive or None, pointwise]
         names = new_names(*_names_in(result, groups[:2], options))
         if names:
-            warnings.warn(f"EnKG: {sentence(names)}", stacklevel=2)
+            warnings.warn(f"EnKG: {what_was_renamed(names)}", stacklevel=2)
             groups = [renamed(group, names) for group in groups]
             options = {key: renamed(value, names) if key == "dims" else value for key, value in options.items()}
         return from_fitted(renamed_run(self, names) if names else self, *groups, options)

@@ -89,7 +89,8 @@ def as_data(name: str, value):
         ) from error
     if array.dtype.kind not in "fiub":
         raise ModelError(
-            f"the data of observed site '{name}' are a {type(value).__name__} of {array.dtype}: pass an array of numbers"
+            f"the data of observed site '{name}' are a {type(value).__name__} of {array.dtype}: pass an array of "
+            "numbers"
         )
     return array
 
@@ -110,8 +111,8 @@ def check_observed(name: str, site) -> None:
         np.broadcast_shapes(due, given)
     except ValueError:
         raise ModelError(
-            f"the data of observed site '{name}' have shape {given} where its distribution has {due}: pass data of that "
-            "shape, or with them the arguments of the model that belong to these data"
+            f"the data of observed site '{name}' have shape {given} where its distribution has {due}: pass data of "
+            "that shape, or with them the arguments of the model that belong to these data"
         ) from None
     if isinstance(value, Tracer) or isinstance(site["fn"], dist.MaskedDistribution):
         return  # depends on the latents, or is masked where it is missing

@@ -41,7 +41,7 @@ def new_names(ranks: Mapping[str, int], plates: Iterable[str] = ()) -> dict[str,
     return found
 
 
-def sentence(names: Mapping[str, str]) -> str:
+def what_was_renamed(names: Mapping[str, str]) -> str:
     """What was renamed, and why."""
     pairs = ", ".join(f"'{old}' as '{new}'" for old, new in names.items())
     return (

@@ -1,4 +1,4 @@
-"""The table of `EnKG.print_summary`: NumPyro's columns, with digits that mean something and what the draws are worth."""
+"""The table of `EnKG.print_summary`: NumPyro's columns, with digits that tell and what the draws are worth."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-# Values this near to an end other than 0, in units of its rounding, are not told from it: samplers stop one or two short.
+# Values this near to an end other than 0, in units of its rounding, are not told from it: samplers stop a bit short.
 NEAR = 4
 # Log likelihoods of draws and truth come from different programs, whose sums differ by rounding.
 NEAR_LOG_LIKELIHOOD = 8

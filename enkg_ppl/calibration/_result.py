@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from enkg_ppl._numpyro._renamed import new_names, sentence
+from enkg_ppl._numpyro._renamed import new_names, what_was_renamed
 from enkg_ppl.calibration._ecdf import Bands, bands, below, p_value
 
 LOG_LIKELIHOOD = "log_likelihood"
@@ -127,7 +127,7 @@ class SBC:
             values[LOG_LIKELIHOOD] = pit[:, start][None]
         names = new_names({name: np.ndim(value) - 2 for name, value in values.items()})
         if names:
-            warnings.warn(sentence(names), stacklevel=2)
+            warnings.warn(what_was_renamed(names), stacklevel=2)
         return from_ranks({names.get(name, name): value for name, value in values.items()})
 
     def plot(self, file: str | Path | None = None, *, level: float = 0.95, names: list[str] | None = None):

@@ -66,9 +66,7 @@ class PriorPredictive:
         """One data set with its truth."""
         with raise_host_failure():
             truth, data, log_likelihood, ends = jax.device_get(jax.block_until_ready(self._simulate(key)))
-        return Simulated(
-            truth, {self.data[site]: value for site, value in data.items()}, float(log_likelihood), ends
-        )
+        return Simulated(truth, {self.data[site]: value for site, value in data.items()}, float(log_likelihood), ends)
 
     def log_likelihood(self, draws: Mapping[str, Any], data: Mapping[str, Any]) -> np.ndarray:
         """Log density of the data at each of the draws (every latent site, leading axis draws): one run a draw."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.random as jr
 import numpy as np
 
 from enkg_ppl.calibration._simulate import PriorPredictive, Simulated
