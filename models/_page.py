@@ -203,7 +203,7 @@ def pair_figure(scalars: Sequence[Scalar], names: tuple[str, str], size: float =
     with style(), mpl.rc_context({"xtick.labelsize": 8, "ytick.labelsize": 8}):
         figure = Figure(figsize=(size, size))
         grid = figure.subplots(count, count, gridspec_kw={"wspace": 0.09, "hspace": 0.09})
-        figure.subplots_adjust(left=0.085, right=0.99, bottom=0.08, top=0.99)
+        figure.subplots_adjust(left=0.105, right=0.99, bottom=0.08, top=0.99)
         limits = [_limits(scalar) for scalar in scalars]
         for row, column in np.ndindex(count, count):
             axes = grid[row, column]
@@ -541,7 +541,8 @@ td.text { white-space: normal; text-align: left; min-width: 11rem; overflow-wrap
 td { border-top: 1px solid var(--grid); }
 th { color: var(--muted); font-weight: 600; font-size: .85rem; }
 th:first-child, td:first-child { text-align: left; }
-pre { margin: 0; padding: 1rem; overflow-x: auto; font: .86rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+pre { margin: 0; padding: 1rem; overflow-x: auto;
+  font: .86rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .9em; }
 .formula { display: block; margin: .8rem 0; padding: .8rem 1.1rem; border-left: 3px solid var(--method);
   background: var(--card); font-family: "STIX Two Text", Cambria, Georgia, serif; font-size: 1.1rem;

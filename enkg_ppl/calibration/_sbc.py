@@ -96,7 +96,7 @@ def sbc(
     path = None if file is None else Path(file)
     state = None if path is None else load(path, study)
     simulations = None if path is None else Simulations(model, engine, prior, data)
-    if state and simulations and state.witness:
+    if path and state and simulations and state.witness:
         check_witness(path, state.witness_row, state.witness, simulations, _keys(rng_key, state.witness_row)[0])
     state = state or State.empty(num_datasets, len(names), dim, num_draws, keep_draws)
     state = state.with_room(num_datasets)
