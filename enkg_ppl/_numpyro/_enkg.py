@@ -302,7 +302,8 @@ class EnKG(MCMC):
             warnings.warn(f"EnKG: {what_was_renamed(names)}", stacklevel=2)
             groups = [renamed(group, names) for group in groups]
             options = {key: renamed(value, names) if key == "dims" else value for key, value in options.items()}
-        return from_fitted(renamed_run(self, names) if names else self, *groups, options)
+        run = renamed_run(self, names) if names else self
+        return from_fitted(run, groups[0], groups[1], groups[2], options)
 
     @property
     def num_forward_evaluations(self) -> Any:

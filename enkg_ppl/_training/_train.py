@@ -231,7 +231,7 @@ class _Run:
         best, history = weights.average, History([], [], [], math.inf, 0)
         before = 0.0
         found = self.folder and _checkpoint.load(self.folder, {"weights": weights, "best": best}, self.identity)
-        if found:
+        if self.folder and self.start and found:
             stored, header = found
             check_starting_point(self.folder / _checkpoint.NAME, header.get("start"), self.start)
             weights, best = (self._everywhere(stored[name]) for name in ("weights", "best"))

@@ -105,6 +105,8 @@ def save(path: Path, study: dict[str, Any], state: State) -> None:
         }
     )
     path.parent.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {name: getattr(state, name) for name in _ARRAYS}
+    arrays |= {f"{_WITNESS}{i}": value for i, value in enumerate(state.witness.values())}
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with beside.open("wb") as file:
@@ -112,8 +114,7 @@ def save(path: Path, study: dict[str, Any], state: State) -> None:
                 file,
                 study=np.array(json.dumps(study)),
                 messages=np.array(messages),
-                **{name: getattr(state, name) for name in _ARRAYS},
-                **{f"{_WITNESS}{i}": value for i, value in enumerate(state.witness.values())},
+                **arrays,
             )
         os.replace(beside, path)
     finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from enkg_ppl._numpyro._renamed import new_names, what_was_renamed
+from enkg_ppl._numpyro._renamed import new_names, renamed, what_was_renamed
 from enkg_ppl.calibration._ecdf import Bands, bands, below, p_value
 
 LOG_LIKELIHOOD = "log_likelihood"
@@ -118,7 +118,8 @@ class SBC:
         """
         from enkg_ppl._arviz import from_ranks  # importing ArviZ takes seconds
 
-        pit, values, start = self.pit(), {}, 0
+        pit, start = self.pit(), 0
+        values: dict[str, np.ndarray] = {}
         for name, shape in self.sites.items():
             size = int(np.prod(shape))
             values[name] = pit[:, start : start + size].reshape(1, len(pit), *shape)
@@ -128,7 +129,7 @@ class SBC:
         names = new_names({name: np.ndim(value) - 2 for name, value in values.items()})
         if names:
             warnings.warn(what_was_renamed(names), stacklevel=2)
-        return from_ranks({names.get(name, name): value for name, value in values.items()})
+        return from_ranks(renamed(values, names) or {})
 
     def plot(self, file: str | Path | None = None, *, level: float = 0.95, names: list[str] | None = None):
         """Draw ECDF minus uniform with the simultaneous band, one panel a scalar; returns the matplotlib figure.
