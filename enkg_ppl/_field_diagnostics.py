@@ -59,43 +59,97 @@ class EnsembleCheck(NamedTuple):
 
     def warnings(self) -> list[str]:
         """A sentence with a remedy for every figure beyond its threshold."""
+        return [sentence for _, _, sentence in self.signs()]
+
+    def signs(self) -> list[tuple[str, float, str]]:
+        """For every figure beyond its threshold: what is wrong in a word, how far, and the sentence."""
         found = []
-        if not np.isfinite(self.chi2_per_datum) or (self.chi2_tail < TAIL and self.chi2_per_datum > 1):
-            found.append(
+        if not np.isfinite(self.chi2_per_datum) or (not self.chi2_tail >= TAIL and self.chi2_per_datum > 1):
+            sentence = (
                 f"the draws miss the data by more than the noise allows (chi-square per datum {self.chi2_per_datum:.3g}"
                 ", where 1 is due): the run has not converged or the model cannot explain the data; use a refinement"
             )
-        elif self.chi2_tail < TAIL:
-            found.append(
+            found.append(("misfit", self.chi2_per_datum, sentence))
+        elif not self.chi2_tail >= TAIL:
+            sentence = (
                 f"the draws follow the data more closely than the noise allows (chi-square per datum "
                 f"{self.chi2_per_datum:.3g}, where 1 is due): the ensemble has collapsed, or the noise is overstated"
             )
+            found.append(("too close", -self.chi2_per_datum, sentence))
         widest = min(TOO_WIDE, 1 + DATA_TOO_WIDE + ERRORS * self.data_spread_error)
         for name, ratio, most in (
             ("predictions", self.data_spread, widest),
             ("draws", self.latent_spread, TOO_WIDE),
         ):
-            if ratio < TOO_NARROW:
-                found.append(
+            if np.isnan(ratio) and np.isfinite(self.chi2_per_datum):
+                sentence = (
+                    f"whether the {name} vary as much as noise and prior ask for cannot be told, as neither they nor "
+                    "draws of the prior vary: check the prior and the simulator, or use a refinement"
+                )
+                found.append((f"{name} unknown", 0.0, sentence))
+            elif ratio < TOO_NARROW:
+                sentence = (
                     f"the {name} vary too little (variance {ratio:.2g} of what noise and prior ask for): the ensemble "
                     "has collapsed; use the default correction, or a refinement"
                 )
+                found.append((f"{name} narrow", -ratio, sentence))
             elif ratio > most:
-                found.append(
+                sentence = (
                     f"the {name} vary too much (variance {ratio:.2g} times what noise and prior ask for): the guided "
                     "flow has not converged; use more noise levels, or a refinement"
                 )
-        if self.unexplained > UNEXPLAINED:
-            found.append(
+                found.append((f"{name} wide", ratio, sentence))
+        if not self.unexplained <= UNEXPLAINED:
+            sentence = (
                 f"the simulator bends within the posterior (a straight line leaves {self.unexplained:.2g} noise "
                 "variances of its output unexplained): the guided draws are approximate; use a refinement"
             )
-        if self.noise_spread > NOISE_UNKNOWN:
-            found.append(
+            found.append(("bends", self.unexplained, sentence))
+        if not self.noise_spread <= NOISE_UNKNOWN:
+            sentence = (
                 "the noise level is among the unknowns, which the guided flow cannot learn (its logarithm varies by "
                 f"{self.noise_spread:.2g} over the draws): use a refinement"
             )
+            found.append(("noise", self.noise_spread, sentence))
         return found
+
+
+# Figures that are right at 1, and what belongs to each.
+RATIOS = {"chi2_per_datum": "chi2_tail", "data_spread": "data_spread_error", "latent_spread": "latent_spread"}
+
+
+def worst(checks: list[EnsembleCheck]) -> EnsembleCheck:
+    """Of several ensembles the worst figure each: the farthest from 1, the largest where 0 is right, NaN before all."""
+    figures = {name: float(np.max([getattr(check, name) for check in checks])) for name in EnsembleCheck._fields}
+    for name, beside in RATIOS.items():
+        chosen = checks[int(np.argmax([_distance(getattr(check, name)) for check in checks]))]
+        figures |= {name: getattr(chosen, name), beside: getattr(chosen, beside)}
+    return EnsembleCheck(**figures)
+
+
+def warnings_of(checks: list[EnsembleCheck]) -> list[str]:
+    """The sentences about several ensembles: one for every thing that is wrong, with the worst figure."""
+    signs: dict[str, tuple[float, str]] = {}
+    for kind, far, sentence in (sign for check in checks for sign in check.signs()):
+        far = np.inf if np.isnan(far) else far
+        if kind not in signs or far > signs[kind][0]:
+            signs[kind] = far, sentence
+    return [sentence for _, sentence in signs.values()]
+
+
+def _distance(ratio: float) -> float:
+    """From 1, on a logarithmic scale; without bound for NaN."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance = abs(np.log(ratio))
+    return np.inf if np.isnan(distance) else float(distance)
+
+
+def _noise_spread(noise: np.ndarray) -> float:
+    """Largest sd of the log noise variance; noise that is the same in all draws, infinite too, does not spread."""
+    with np.errstate(all="ignore"):
+        spread = np.std(np.log(noise), axis=0)
+    spread = np.where(np.all(noise == noise[0], axis=0), 0.0, spread)
+    return float(np.max(np.where(np.isnan(spread), np.inf, spread), initial=0.0))
 
 
 def check_ensemble(
@@ -118,11 +172,10 @@ def check_ensemble(
         np.asarray(a, float) for a in (x, prediction, observation, noise, prior_draws)
     )
     m = prediction.shape[1]
-    with np.errstate(all="ignore"):
-        noise_spread = float(np.max(np.std(np.log(noise), axis=0)))
+    noise_spread = _noise_spread(noise)
     chi2 = float(np.mean((observation - prediction) ** 2 / noise))
     if not (np.isfinite(chi2) and np.isfinite(x).all()):
-        return EnsembleCheck(np.inf, 0.0, np.nan, np.nan, np.inf, noise_spread)
+        return EnsembleCheck(np.inf, 0.0, np.nan, np.nan, np.inf, noise_spread if np.isfinite(noise_spread) else 0.0)
     tail = float(min(gammainc(m / 2, chi2 * m / 2), gammaincc(m / 2, chi2 * m / 2)))
     root = np.sqrt(np.median(noise, axis=0))
     r, q, draws = (a - a.mean(axis=0) for a in (x, prediction / root, draws))

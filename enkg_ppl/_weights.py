@@ -11,7 +11,28 @@ import numpy as np
 from jaxtyping import Float
 
 LEAST_TAIL = 5
+LEAST_POSITIVE = 21  # weights that are not zero, for a tail of that length
 ROUNDING = 1e-8  # of the largest weight: what differs by less is equal
+
+
+def num_positive(log_weights: Float[np.ndarray, " particles"]) -> int:
+    """Particles whose weight is not zero."""
+    return int(np.sum(np.isfinite(log_weights)))
+
+
+def effective_size(log_weights: Float[np.ndarray, " particles"]) -> float:
+    """Equally weighted draws that would scatter as much: ``(sum w)^2 / sum w^2``; 0 where all weights are zero."""
+    finite = np.asarray(log_weights, float)[np.isfinite(log_weights)]
+    if not len(finite):
+        return 0.0
+    weights = np.exp(finite - finite.max())
+    return float(weights.sum() ** 2 / np.sum(weights**2))
+
+
+def equal(log_weights: Float[np.ndarray, " particles"]) -> bool:
+    """Whether the particles whose weight is not zero have the same one."""
+    finite = np.asarray(log_weights, float)[np.isfinite(log_weights)]
+    return len(finite) > 0 and float(np.ptp(finite)) <= ROUNDING
 
 
 def pareto_khat(log_weights: Float[np.ndarray, " particles"]) -> float:

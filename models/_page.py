@@ -159,11 +159,21 @@ def fit_panel(axes: Axes, panel: Panel, names: tuple[str, str]) -> None:
     margin = 0.02 * (panel.grid[-1] - panel.grid[0])
     axes.set_xlim(panel.grid[0] - margin, panel.grid[-1] + margin)
     axes.set_ylim(0, 1.06 * max(high.max(), edges.max(), panel.y.max()))
-    axes.xaxis.set_major_locator(MultipleLocator(5))
+    # A label for every ten years where the panel is narrow: five are 30 points wide, and a tick is as much.
+    axes.xaxis.set_major_locator(MultipleLocator(10 if _width(axes) < NARROW else 5))
+    axes.xaxis.set_minor_locator(MultipleLocator(5))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.grid(axis="y")
     axes.tick_params(length=0, pad=6)
     axes.spines["left"].set_visible(False)
+
+
+NARROW = 3.4  # inches
+
+
+def _width(axes: Axes) -> float:
+    """Of its share of the figure, in inches."""
+    return axes.get_figure(root=True).get_figwidth() / axes.get_subplotspec().get_gridspec().ncols
 
 
 def fit_figure(
@@ -181,6 +191,8 @@ def fit_figure(
             fit_panel(axes, panel, names)
         if legend:
             handles, labels = all_axes[0].get_legend_handles_labels()
+            # The inner band lies on the outer one, and looks like both.
+            handles[1] = (handles[0], handles[1])
             figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), columnspacing=1.8)
     return figure
 
@@ -191,7 +203,7 @@ def pair_figure(scalars: Sequence[Scalar], names: tuple[str, str], size: float =
     with style(), mpl.rc_context({"xtick.labelsize": 8, "ytick.labelsize": 8}):
         figure = Figure(figsize=(size, size))
         grid = figure.subplots(count, count, gridspec_kw={"wspace": 0.09, "hspace": 0.09})
-        figure.subplots_adjust(left=0.085, right=0.99, bottom=0.08, top=0.99)
+        figure.subplots_adjust(left=0.105, right=0.99, bottom=0.08, top=0.99)
         limits = [_limits(scalar) for scalar in scalars]
         for row, column in np.ndindex(count, count):
             axes = grid[row, column]
@@ -244,15 +256,18 @@ def _limits(scalar: Scalar) -> tuple[float, float]:
     return low - 0.06 * (high - low), high + 0.06 * (high - low)
 
 
+APART = 0.36  # of a panel's width: a label of five digits and a gap
+
+
 def _inner_ticks(limits: tuple[float, float]) -> list[float]:
-    """Two or three round numbers, away from the corners where neighbouring panels' labels would collide."""
+    """One to three round numbers, away from the corners and from each other, so that labels do not collide."""
     low, high = limits
     edge = 0.14 * (high - low)
     for bins in (2, 3, 4, 6):
         ticks = [tick for tick in MaxNLocator(bins).tick_values(low, high) if low + edge < tick < high - edge]
-        if len(ticks) >= 2:
-            return ticks
-    return ticks
+        if len(ticks) >= 2 and ticks[-1] - ticks[0] >= APART * (high - low):
+            return ticks if ticks[1] - ticks[0] >= APART * (high - low) else [ticks[0], ticks[-1]]
+    return ticks[len(ticks) // 2 :][:1]
 
 
 def _marginal(axes: Axes, scalar: Scalar, limits: tuple[float, float]) -> None:
@@ -323,8 +338,13 @@ def interval_figure(
                 (scalar.reference, REFERENCE, 0.15),
             ):
                 low, lower, middle, upper, high = np.quantile((draws - mean) / sd, [0.05, 0.25, 0.5, 0.75, 0.95])
-                axes.plot([low, high], [row + offset] * 2, color=colour, linewidth=1.4, solid_capstyle="butt")
-                axes.plot([lower, upper], [row + offset] * 2, color=colour, linewidth=4.2, solid_capstyle="butt")
+                dashes = DASHES if colour == REFERENCE else "-"
+                place = [row + offset] * 2
+                axes.plot([low, high], place, color=colour, linewidth=1.4, linestyle=dashes, solid_capstyle="butt")
+                if colour == REFERENCE:  # outlined, as everywhere
+                    axes.barh(place[0], upper - lower, 0.13, lower, color=PAPER, edgecolor=colour, zorder=2)
+                else:
+                    axes.plot([lower, upper], place, color=colour, linewidth=4.2, solid_capstyle="butt")
                 axes.plot(middle, row + offset, "o", color=PAPER, markersize=4.4, markeredgecolor=colour)
         axes.set_yticks(range(len(scalars)), [scalar.label for scalar in scalars], color=INK, fontsize=11)
         axes.set_ylim(len(scalars) - 0.45, -0.55)
@@ -332,8 +352,11 @@ def interval_figure(
         axes.grid(axis="x")
         axes.tick_params(length=0, pad=6)
         axes.spines[["left", "bottom"]].set_visible(False)
-        handles = [Line2D([], [], color=colour, linewidth=4.2) for colour in (METHOD, REFERENCE)]
-        figure.legend(handles, names, loc="outside upper left", ncols=2, handlelength=1.4, columnspacing=1.6)
+        handles = [
+            Line2D([], [], color=METHOD, linewidth=4.2),
+            Line2D([], [], color=REFERENCE, linewidth=1.4, linestyle=DASHES),
+        ]
+        figure.legend(handles, names, loc="outside upper left", ncols=2, handlelength=2.4, columnspacing=1.6)
     return figure
 
 
@@ -383,8 +406,15 @@ def figure_block(pictures: Iterable[str], caption: str, *, wide: bool = False) -
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """An HTML table: first column text, the others numbers."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+LONG = 24  # letters: what is longer is text, which is wrapped, and no number
+
+
+def _cell(text: str) -> str:
+    return f"<td{' class=text' if len(text) > LONG else ''}>{html.escape(text)}</td>"
 
 
 def legend_html(names: tuple[str, str]) -> str:
@@ -507,16 +537,19 @@ svg { display: block; width: 100%; height: auto; }
   border-radius: .8rem; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .48rem 1rem; text-align: right; white-space: nowrap; }
+td.text { white-space: normal; text-align: left; min-width: 11rem; overflow-wrap: anywhere; }
 td { border-top: 1px solid var(--grid); }
 th { color: var(--muted); font-weight: 600; font-size: .85rem; }
 th:first-child, td:first-child { text-align: left; }
-pre { margin: 0; padding: 1rem; font: .86rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+pre { margin: 0; padding: 1rem; overflow-x: auto;
+  font: .86rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .9em; }
 .formula { display: block; margin: .8rem 0; padding: .8rem 1.1rem; border-left: 3px solid var(--method);
   background: var(--card); font-family: "STIX Two Text", Cambria, Georgia, serif; font-size: 1.1rem;
   line-height: 1.8; overflow-x: auto; }
-.swatch { display: inline-block; width: 1.6em; height: .65em; border-radius: 2px; background: var(--method); }
-.swatch.reference { background: none; border-top: 2px dashed var(--reference); height: 0;
-  vertical-align: .25em; }
+.swatch { display: inline-block; width: 1.6em; height: .75em; border-radius: 2px;
+  background: color-mix(in srgb, var(--method) 42%, transparent); border: 1px solid var(--method); }
+.swatch.reference { border: 0; border-radius: 0; height: 2px; vertical-align: .25em; width: 2em;
+  background: repeating-linear-gradient(90deg, var(--reference) 0 6px, transparent 6px 9px); }
 @media (max-width: 40rem) { figure { padding: .6rem; } th, td { padding: .45rem .6rem; } }
 """

@@ -208,3 +208,49 @@ def test_the_simulator_is_never_differentiated():
     run(model, Y)
     with pytest.raises(AssertionError, match="was differentiated"):
         jax.grad(lambda a: guarded(a).sum())(1.0)
+
+
+# -- data ------------------------------------------------------------------------------------------------------------
+
+
+def two_points(y=None):
+    a = numpyro.sample("a", dist.Normal())
+    numpyro.sample("y", dist.Normal(a * jnp.array([1.0, 2.0]), 0.5).to_event(1), obs=y)
+
+
+def test_a_list_of_numbers_is_data():
+    """The draws are those of an array, bit for bit."""
+    found = []
+    for y in (jnp.array([1.0, 2.5]), [1.0, 2.5], (1.0, 2.5)):
+        enkg = EnKG(two_points, num_particles=64, refine=None, progress_bar=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # few particles
+            enkg.run(jr.key(0), y=y)
+        found.append(np.asarray(enkg.get_samples()["a"]))
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
+
+
+@pytest.mark.parametrize(
+    ("y", "words"),
+    [
+        (["1", "2"], "the data of observed site 'y' are a list of <U1: pass an array of numbers"),
+        ([[1.0], [1.0, 2.0]], "the data of observed site 'y' are a list that makes no array"),
+        (jnp.ones(3), r"the data of observed site 'y' have shape \(3,\) where its distribution has \(2,\): pass data"),
+    ],
+)
+def test_data_that_do_not_fit_are_told_with_their_site(y, words):
+    with pytest.raises(ModelError, match=words):
+        EnKG(two_points, progress_bar=False).run(jr.key(0), y=y)
+
+
+def test_a_scalar_black_box_in_a_plate_is_told_with_the_plate():
+    simulate = blackbox(lambda a: a**2, ())
+
+    def model(y=None):
+        with numpyro.plate("points", 3):
+            numpyro.sample("y", dist.Normal(simulate(numpyro.sample("a", dist.Normal())), 0.5), obs=y)
+
+    words = r"returned shape \(3,\) where \(\) is due.*plate 'points'.*plates=\"map\""
+    with pytest.raises(BlackBoxError, match=words):
+        EnKG(model, num_particles=8, progress_bar=False).run(jr.key(0), y=jnp.ones(3))

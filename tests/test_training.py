@@ -5,6 +5,7 @@ import math
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import equinox as eqx
@@ -398,6 +399,45 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path):
         assert file.read_bytes() == damaged
     file.write_bytes(whole)
     assert train(checkpoint=tmp_path, num_steps=4).record["timing"]["steps"] == 4
+
+
+class Damped(eqx.Module):
+    net: ResidualMLP
+    function: Callable
+
+    def __call__(self, x, noise):
+        return self.function(self.net(x, noise))
+
+
+def test_a_checkpoint_of_another_start_is_refused(tmp_path):
+    """Class, shapes and settings agree; weights, functions, the optimiser's numbers or the data do not."""
+    options = {"batch_size": 32, "num_steps": 4, "evaluate_every": 10, "steps_per_call": 4, "progress_bar": False}
+    adam = optax.adam(1e-3)
+
+    def run(net, data, folder, **rest):
+        return train_prior(net, data, checkpoint=tmp_path / folder, **options, **rest)
+
+    first = run(network(), SMALL, "array")
+    assert same(run(network(), SMALL, "array"), first)
+    moved = eqx.tree_at(lambda net: net.input.weight, network(), replace_fn=lambda w: w + 0.01)
+    for net, rest, what in [
+        (moved, {}, "starting weights"),
+        (network(), {"preconditioning": EDM(sigma_data=0.3)}, "preconditioning"),
+        (network(), {"centre": "none"}, "centring and scale of the data"),
+    ]:
+        with pytest.raises(ValueError, match=f"holds another run, with another {what} than .*: give another folder"):
+            run(net, SMALL, "array", **rest)
+    run(Damped(network(), jnp.tanh), SMALL, "function")
+    run(Damped(network(), jnp.tanh), SMALL, "function")
+    with pytest.raises(ValueError, match="another network than"):
+        run(Damped(network(), jnp.sin), SMALL, "function")
+    run(network(), SMALL, "own", optimizer=adam)
+    with pytest.raises(ValueError, match="another optimizer than"):
+        run(network(), SMALL, "own", optimizer=optax.adam(2e-3))
+    run(network(), [SMALL[:200], SMALL[200:]], "stream")
+    run(network(), [SMALL[200:], SMALL[:200]], "stream")  # other events of the same data
+    with pytest.raises(ValueError, match="another centring and scale of the data"):
+        run(network(), [SMALL + 2.0], "stream")
 
 
 def test_arrays_in_a_checkpoint_have_their_path_as_name(tmp_path):

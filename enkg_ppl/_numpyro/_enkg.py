@@ -12,9 +12,9 @@ from typing import Any, Literal
 import jax
 import jax.random as jr
 import numpy as np
-from numpyro.diagnostics import print_summary, summary
 from numpyro.infer import MCMC
 
+from enkg_ppl._blackbox import BlackBoxError
 from enkg_ppl._correction import Correction
 from enkg_ppl._diagnostics import Diagnostics
 from enkg_ppl._ensembles import METHODS, EnsembleMethod, Meeting, run_ensembles
@@ -22,12 +22,21 @@ from enkg_ppl._failure import MOST_CHECKS, Run, continue_run
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._infer import LEAST, Progress, infer
 from enkg_ppl._ledger import Ledger
-from enkg_ppl._numpyro._arguments import as_typed_key, check_count, check_extra_fields, refuse_unknown
+from enkg_ppl._numpyro._arguments import (
+    about_plates,
+    as_typed_key,
+    check_count,
+    check_extra_fields,
+    check_model,
+    refuse_unknown,
+)
 from enkg_ppl._numpyro._model import NumPyroModel
 from enkg_ppl._numpyro._partial import PartialResult, kept_on_failure
 from enkg_ppl._numpyro._predict import predict, sample_observed
 from enkg_ppl._numpyro._refusals import ModelError
+from enkg_ppl._numpyro._renamed import new_names, renamed, renamed_run, what_was_renamed
 from enkg_ppl._numpyro._result import Result, collect
+from enkg_ppl._numpyro._summary import notes, table, worth
 from enkg_ppl._numpyro._traced import TracedResult, is_traced, run_traced
 from enkg_ppl._posterior import Posterior
 from enkg_ppl._problem import InverseProblem
@@ -81,8 +90,7 @@ class EnKG(MCMC):
     ):
         # MCMC.__init__ sets up chains of a kernel; there is none here, so it is not called.
         refuse_unknown(unknown)
-        if not callable(model):
-            raise TypeError(f"EnKG needs a NumPyro model, a function with sample statements; got {model!r}")
+        check_model(model)
         least = 4 if refine is not None else 2
         check_count("num_particles", num_particles, least, "ensembles are split in two halves of at least 2 particles")
         check_count("num_ensembles", num_ensembles, 1, "each ensemble is a chain")
@@ -164,7 +172,13 @@ class EnKG(MCMC):
                 bar.done(i)
                 return finished[i]
 
-            posteriors = run_ensembles(one, self.num_ensembles, self.ensemble_method)
+            try:
+                posteriors = run_ensembles(one, self.num_ensembles, self.ensemble_method)
+            except BlackBoxError as error:
+                hinted = about_plates(error, numpyro_model.plates)
+                if hinted is error:
+                    raise
+                raise hinted from error
             ledgers[0].held -= held
             ledgers[0].count += seen.num_checks
             result = collect(
@@ -240,21 +254,22 @@ class EnKG(MCMC):
         return _grouped(self._done.log_likelihood, group_by_chain)
 
     def print_summary(self, prob: float = 0.9, exclude_deterministic: bool = True) -> None:
-        """Print mean, sd, quantiles, effective sample size and R-hat of every site.
+        """Print mean, sd, median, the shortest interval with probability `prob`, n_eff and r_hat of every site.
 
-        Sites of a `DiffusionPrior` with more than 64 entries, such as images, get one line of extremes instead of one
-        an entry.
+        The columns of `numpyro.diagnostics.print_summary`, with three significant digits of the standard deviation.
+        n_eff is no more than the draws are worth by their weights and the number of different points; r_hat compares
+        ensembles, and is "-" where there is one. Warnings of the run stand below. Sites of a `DiffusionPrior` with more
+        than 64 entries, such as images, get one line of extremes instead of one an entry.
         """
         result = self._on_host("print_summary")
         sites = dict(result.samples)
         if exclude_deterministic:
             sites = {name: sites[name] for name in result.latent_names}
-        large = [name for name in result.diffusion_names if sites[name][0, 0].size > MAX_LISTED]
+        large = [name for name in result.diffusion_names if name in sites and sites[name][0, 0].size > MAX_LISTED]
         listed = {name: values for name, values in sites.items() if name not in large}
-        if listed:
-            print_summary(listed, prob=prob, group_by_chain=True)
-        for name in large:
-            print(f"{name}: {_extremes(sites[name])}")  # noqa: T201 (what the caller asked for)
+        lines = ["", *table(listed, prob, result.diagnostics)] if listed else []
+        lines += [f"{name}: {_extremes(sites[name], prob, result.diagnostics)}" for name in large]
+        print("\n".join([*lines, "", *notes(result.diagnostics)]))  # noqa: T201 (what the caller asked for)
 
     def diagnostics(self) -> Diagnostics:
         """What was done, what it cost, and the signs that the posterior should not be trusted."""
@@ -279,7 +294,9 @@ class EnKG(MCMC):
         Always the groups posterior, sample_stats and observed_data. On request: `prior` (with prior_predictive; True
         costs one forward evaluation a draw, not counted in `num_forward_evaluations`), `posterior_predictive` and
         `log_likelihood` (from what the run kept: no evaluation). The first two may also be dictionaries as
-        `numpyro.infer.Predictive` returns them. `options` (coords, dims, ...) go to `arviz.from_numpyro`.
+        `numpyro.infer.Predictive` returns them. A site that has the name of a dimension, or '/' in its name as under
+        `numpyro.handlers.scope`, is kept under another name, which a warning tells. `options` (coords, dims, ...) go to
+        `arviz.from_numpyro`.
         """
         from enkg_ppl._arviz import from_fitted  # importing ArviZ takes seconds
 
@@ -289,7 +306,14 @@ class EnKG(MCMC):
         if posterior_predictive is True:
             posterior_predictive = sample_observed(jr.key(SEED_PREDICTIVE), result.observations)
         pointwise = jax.device_get(result.log_likelihood) if log_likelihood else None
-        return from_fitted(self, prior or None, posterior_predictive or None, pointwise, options)
+        groups = [prior or None, posterior_predictive or None, pointwise]
+        names = new_names(*_names_in(result, groups[:2], options))
+        if names:
+            warnings.warn(f"EnKG: {what_was_renamed(names)}", stacklevel=2)
+            groups = [renamed(group, names) for group in groups]
+            options = {key: renamed(value, names) if key == "dims" else value for key, value in options.items()}
+        run = renamed_run(self, names) if names else self
+        return from_fitted(run, groups[0], groups[1], groups[2], options)
 
     @property
     def num_forward_evaluations(self) -> Any:
@@ -337,14 +361,25 @@ class EnKG(MCMC):
         return self.__dict__.copy()
 
 
-def _extremes(values: jax.Array) -> str:
+def _extremes(values: jax.Array, prob: float, diagnostics: Diagnostics) -> str:
     """A line on a site with many entries, shape (ensembles, particles, *event)."""
-    found = summary(np.asarray(values), group_by_chain=True)["Param:0"]
+    found = worth({"": values}, prob, diagnostics)[""]
     mean, sd = found["mean"], found["std"]
     shape = " x ".join(str(n) for n in values.shape[2:])
     line = f"{mean.size:,} entries ({shape}); means {mean.min():.3g} to {mean.max():.3g}, sds {sd.min():.3g} to "
     line += f"{sd.max():.3g}, n_eff from {np.nanmin(found['n_eff']):.0f}"
     return line if values.shape[0] == 1 else f"{line}, r_hat up to {np.nanmax(found['r_hat']):.3f}"
+
+
+def _names_in(result: Result, groups: list, options: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
+    """Number of axes of every site that ArviZ is given, chains and draws apart, and its other dimensions."""
+    ranks = {name: np.ndim(value) - 2 for name, value in result.samples.items()}
+    # ArviZ 0.23 gives a single datum an axis.
+    ranks |= {name: max(1, np.ndim(observation.value) - 2) for name, observation in result.observations.items()}
+    for group in groups:  # of one chain, or without chains, where they are the user's own
+        ranks = {name: max(0, np.ndim(value) - 2) for name, value in (group or {}).items()} | ranks
+    given = [name for names in (options.get("dims") or {}).values() for name in names]
+    return ranks, [*result.plates, *given, *(options.get("coords") or {})]
 
 
 def _grouped(values: dict[str, jax.Array], group_by_chain: bool) -> dict[str, jax.Array]:

@@ -53,6 +53,8 @@ class NumPyroModel:
         self.simulator = Simulator(weakly(model), (), (), (), (), {}, (), Constants(args, kwargs))
         self._diffusion: dict[str, DiffusionPrior] = {}
         trace, shapes, steps, self.imputed = self._abstract_trace()
+        frames = [frame for site in trace.values() for frame in site.get("cond_indep_stack") or ()]
+        self.plates = {frame.name: frame.size for frame in frames}
         self.sites: list[LatentSite] = []
         self.observed: list[str] = []
         self.deterministic: list[str] = []

@@ -23,11 +23,16 @@ class ModelError(ValueError):
 
 
 class Refuse(Messenger):
-    """Refuses subsampling, and latent sites that `handlers.block` hides: those would be drawn once, as if known."""
+    """Refuses subsampling, and latent sites that `handlers.block` hides: those would be drawn once, as if known.
+
+    Data that are a list become an array.
+    """
 
     def process_message(self, msg):
         if msg["type"] == "plate":
             check_plate(msg)
+        if msg["type"] == "sample" and msg["value"] is not None:
+            msg["value"] = as_data(msg["name"], msg["value"])
         if msg["type"] != "prng_key" or msg["kwargs"]["rng_key"] is not None:
             return
         # The hidden site is in no message that gets here: NumPyro's block asks for a random key on its behalf.
@@ -71,6 +76,25 @@ def check_latent(name: str, site) -> None:
         )
 
 
+def as_data(name: str, value):
+    """Data as JAX takes them: lists and tuples of numbers as an array."""
+    if not isinstance(value, list | tuple):
+        return value
+    try:
+        array = np.asarray(value) if not any(isinstance(leaf, Tracer) for leaf in value) else jnp.stack(value)
+    except ValueError as error:  # ragged
+        raise ModelError(
+            f"the data of observed site '{name}' are a {type(value).__name__} that makes no array ({error}): pass an "
+            "array of numbers"
+        ) from error
+    if array.dtype.kind not in "fiub":
+        raise ModelError(
+            f"the data of observed site '{name}' are a {type(value).__name__} of {array.dtype}: pass an array of "
+            "numbers"
+        )
+    return array
+
+
 def check_plate(site) -> None:
     size, subsample_size = site["args"]
     if subsample_size is not None and size != subsample_size:
@@ -82,6 +106,14 @@ def check_plate(site) -> None:
 
 def check_observed(name: str, site) -> None:
     value = site["value"]
+    due, given = tuple(site["fn"].shape()), tuple(np.shape(value))
+    try:
+        np.broadcast_shapes(due, given)
+    except ValueError:
+        raise ModelError(
+            f"the data of observed site '{name}' have shape {given} where its distribution has {due}: pass data of "
+            "that shape, or with them the arguments of the model that belong to these data"
+        ) from None
     if isinstance(value, Tracer) or isinstance(site["fn"], dist.MaskedDistribution):
         return  # depends on the latents, or is masked where it is missing
     if jnp.issubdtype(jnp.result_type(value), jnp.inexact) and bool(np.isnan(np.asarray(value)).any()):

@@ -33,6 +33,7 @@ class Result(SimpleNamespace):
     log_likelihood: dict[str, jax.Array]
     latent_names: list[str]
     diffusion_names: tuple[str, ...]
+    plates: tuple[str, ...]
     num_forward_evaluations: int
     log_evidence: float | None
     log_evidence_error: float | None
@@ -106,7 +107,8 @@ def collect(
     )
     diagnostics.warnings[:0] = rounding
     log_evidence, error = _evidence(posteriors)
-    diagnostics["log_evidence"] = posteriors[0].why_no_evidence if log_evidence is None else log_evidence
+    without = [posterior.why_no_evidence for posterior in posteriors if posterior.log_evidence is None]
+    diagnostics["log_evidence"] = without[0] if log_evidence is None else log_evidence
     if error is not None:
         diagnostics["log_evidence_error"] = error
     return Result(
@@ -116,6 +118,7 @@ def collect(
         log_likelihood=pointwise,
         latent_names=[site.name for site in model.sites],
         diffusion_names=model.diffusion_names,
+        plates=tuple(model.plates),
         num_forward_evaluations=sum(p.num_forward_evaluations for p in posteriors),
         log_evidence=log_evidence,
         log_evidence_error=error,
@@ -157,12 +160,12 @@ def _evidence(posteriors: list[Posterior]) -> tuple[float | None, float | None]:
         return log_evidence, None
     by_weights = float(np.sqrt(np.sum(np.square(errors)))) / len(errors)
     by_scatter = float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return log_evidence, max(by_weights, by_scatter)
+    return log_evidence, float(np.max([by_weights, by_scatter]))  # NaN where either is
 
 
-def _misfit(response) -> tuple[float | None, int]:
-    """Chi-square per datum over all draws, and the number of data."""
+def _misfit(response) -> tuple[np.ndarray | None, int]:
+    """Chi-square per datum over the draws of every ensemble, and the number of data."""
     if response is None:
         return None, 0
     residual2 = (response.observation - response.prediction) ** 2 / response.noise
-    return float(jnp.mean(residual2)), residual2.shape[-1]
+    return np.asarray(jnp.mean(residual2, axis=(1, 2)), float), residual2.shape[-1]

@@ -25,6 +25,7 @@ from enkg_ppl._prior._preconditioning import EDM, Preconditioning
 from enkg_ppl._training import _checkpoint
 from enkg_ppl._training._data import Source, open_data
 from enkg_ppl._training._loss import LogNormalNoise
+from enkg_ppl._training._start import check_starting_point, starting_point
 from enkg_ppl._training._statistics import Statistics, statistics
 from enkg_ppl._training._step import Frozen, Program, Settings, Weights, advance, held_out_loss, initial
 
@@ -176,6 +177,8 @@ def train_prior(
         "dtype": str(working),
         "data": source.fingerprint(),
     }
+    if checkpoint is not None:
+        run.start = starting_point(params, static, preconditioning, optimizer, summary, len(source.sample))
     params, history, timing = run.train(params, num_steps, progress_bar)
     low, high = noise.range
     own_low, own_high = preconditioning.sigma_min, preconditioning.sigma_max
@@ -202,6 +205,7 @@ class _Run:
     patience: int | None
     folder: Path | None
     identity: dict[str, Any]
+    start: dict[str, Any] | None = None
 
     def __init__(self, program, settings, arrays, key, key_held_out, source, summary, batch_size, dtype, devices):
         self.program: Program = program
@@ -227,8 +231,9 @@ class _Run:
         best, history = weights.average, History([], [], [], math.inf, 0)
         before = 0.0
         found = self.folder and _checkpoint.load(self.folder, {"weights": weights, "best": best}, self.identity)
-        if found:
+        if self.folder and self.start and found:
             stored, header = found
+            check_starting_point(self.folder / _checkpoint.NAME, header.get("start"), self.start)
             weights, best = (self._everywhere(stored[name]) for name in ("weights", "best"))
             history, before = History.from_json(header["history"]), header["seconds"]
         best = jax.tree.map(jnp.array, best)  # a copy: the average's buffers go to the next step
@@ -240,6 +245,7 @@ class _Run:
             if self.folder is not None:
                 header = {
                     "run": self.identity,
+                    "start": self.start,
                     "history": history.to_json(),
                     "step": step,
                     "seconds": before + time.perf_counter() - started,

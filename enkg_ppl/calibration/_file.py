@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = 1
+FORMAT = 2
 PENDING, DONE, FAILED = 0, 1, 2
 
 
@@ -27,6 +27,9 @@ class State:
     draws: np.ndarray  # (datasets, draws, dim); no rows where draws are not kept
     failures: dict[int, str]
     warnings: dict[int, list[str]]
+    # One data set as it was simulated, by name of the array, and its number; see `_witness`.
+    witness: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    witness_row: int = -1
 
     @classmethod
     def empty(cls, num_datasets: int, num_scalars: int, dim: int, num_draws: int, keep_draws: bool) -> State:
@@ -49,10 +52,11 @@ class State:
         keep_draws = len(self.draws) > 0
         room = State.empty(more, self.ranks.shape[1], self.truths.shape[1], self.draws.shape[1], keep_draws)
         joined = {name: np.concatenate([getattr(self, name), getattr(room, name)]) for name in _ARRAYS}
-        return State(**joined, failures=self.failures, warnings=self.warnings)
+        return dataclasses.replace(self, **joined)
 
 
 _ARRAYS = ("status", "ranks", "evaluations", "seconds", "truths", "draws")
+_WITNESS = "witness_"  # and a number: names of sites may hold what names of files may not
 
 
 def load(path: Path, study: dict[str, Any]) -> State | None:
@@ -67,23 +71,42 @@ def load(path: Path, study: dict[str, Any]) -> State | None:
         with np.load(path, allow_pickle=False) as file:
             stored = json.loads(str(file["study"]))
             messages = json.loads(str(file["messages"]))
-            arrays = {name: file[name] for name in _ARRAYS}
+            arrays = {name: file[name] for name in _ARRAYS if name in file}
+            witness = {name: file[f"{_WITNESS}{i}"] for i, name in enumerate(messages.get("witness", []))}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no file of a calibration study ({error}): {elsewhere}") from error
+    if stored.get("format") != study["format"]:
+        raise ValueError(
+            f"{path} was written by another version (format {stored.get('format')} where {study['format']} is read): "
+            f"{elsewhere}"
+        )
     for name in {**stored, **study}:
         if stored.get(name) != study.get(name):
+            old, new = _differing(stored.get(name), study.get(name))
             raise ValueError(
-                f"{path} holds another study, with {name} = {_short(stored.get(name))} where {_short(study.get(name))} "
-                f"was asked for: {elsewhere}"
+                f"{path} holds another study, with {name} = {_short(old)} where {_short(new)} was asked for: "
+                f"{elsewhere}"
             )
     failures = {int(i): text for i, text in messages["failures"].items()}
-    return State(**arrays, failures=failures, warnings={int(i): texts for i, texts in messages["warnings"].items()})
+    warnings = {int(i): texts for i, texts in messages["warnings"].items()}
+    return State(
+        **arrays, failures=failures, warnings=warnings, witness=witness, witness_row=int(messages["witness_row"])
+    )
 
 
 def save(path: Path, study: dict[str, Any], state: State) -> None:
     """Write the file in one step: a run that is killed leaves the old file or the new one."""
-    messages = json.dumps({"failures": state.failures, "warnings": state.warnings})
+    messages = json.dumps(
+        {
+            "failures": state.failures,
+            "warnings": state.warnings,
+            "witness": list(state.witness),
+            "witness_row": state.witness_row,
+        }
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {name: getattr(state, name) for name in _ARRAYS}
+    arrays |= {f"{_WITNESS}{i}": value for i, value in enumerate(state.witness.values())}
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with beside.open("wb") as file:
@@ -91,11 +114,19 @@ def save(path: Path, study: dict[str, Any], state: State) -> None:
                 file,
                 study=np.array(json.dumps(study)),
                 messages=np.array(messages),
-                **{name: getattr(state, name) for name in _ARRAYS},
+                **arrays,
             )
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _differing(old: Any, new: Any) -> tuple[Any, Any]:
+    """Of two dictionaries the entries that differ."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return old, new
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return {name: old.get(name) for name in names}, {name: new.get(name) for name in names}
 
 
 def _short(value: Any) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from enkg_ppl._numpyro._renamed import new_names, renamed, what_was_renamed
 from enkg_ppl.calibration._ecdf import Bands, bands, below, p_value
 
 LOG_LIKELIHOOD = "log_likelihood"
@@ -116,14 +118,18 @@ class SBC:
         """
         from enkg_ppl._arviz import from_ranks  # importing ArviZ takes seconds
 
-        pit, values, start = self.pit(), {}, 0
+        pit, start = self.pit(), 0
+        values: dict[str, np.ndarray] = {}
         for name, shape in self.sites.items():
             size = int(np.prod(shape))
             values[name] = pit[:, start : start + size].reshape(1, len(pit), *shape)
             start += size
         if start < len(self.names):
             values[LOG_LIKELIHOOD] = pit[:, start][None]
-        return from_ranks(values)
+        names = new_names({name: np.ndim(value) - 2 for name, value in values.items()})
+        if names:
+            warnings.warn(what_was_renamed(names), stacklevel=2)
+        return from_ranks(renamed(values, names) or {})
 
     def plot(self, file: str | Path | None = None, *, level: float = 0.95, names: list[str] | None = None):
         """Draw ECDF minus uniform with the simultaneous band, one panel a scalar; returns the matplotlib figure.

@@ -8,8 +8,6 @@ Faltejsková, Gelman & Vehtari (2023), Bayesian Analysis 20, arXiv 2211.02383.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 import time
 import warnings
@@ -26,9 +24,12 @@ from tqdm import tqdm
 
 from enkg_ppl._numpyro import EnKG
 from enkg_ppl.calibration._compiled import CompiledMCMC
-from enkg_ppl.calibration._file import DONE, FAILED, FORMAT, PENDING, State, load, save
+from enkg_ppl.calibration._file import DONE, FAILED, PENDING, State, load, save
+from enkg_ppl.calibration._identity import identity
+from enkg_ppl.calibration._rank import rank, rank_log_likelihood
 from enkg_ppl.calibration._result import LOG_LIKELIHOOD, SBC
-from enkg_ppl.calibration._simulate import PriorPredictive
+from enkg_ppl.calibration._simulate import PriorPredictive, Simulated
+from enkg_ppl.calibration._witness import Simulations, check_witness
 
 # Runs that fail from the first data set on are no calibration study but a mistake in the call.
 HOPELESS = 3
@@ -69,7 +70,8 @@ def sbc(
     as far apart as can be; a chain whose effective sample size is below `num_draws` is recorded as a warning.
     `keep_draws`: keep these draws, which `coverage` needs (``num_datasets * num_draws * dim`` numbers).
     `file`: a ``.npz`` written after every data set. Called again with the same arguments, `sbc` goes on where it
-    stopped, with the ranks of an unbroken run; with more data sets it adds to them.
+    stopped, with the ranks of an unbroken run; with more data sets it adds to them. It simulates one of the stored
+    data sets again, to be sure that the file is of this model.
 
     A run that raises is recorded in `SBC.failures` and one that warns in `SBC.warnings`; neither ends the study, unless
     the first three all raise.
@@ -90,9 +92,12 @@ def sbc(
         if LOG_LIKELIHOOD in shapes:
             raise ValueError("a site of the model is named 'log_likelihood': rename it, or pass log_likelihood=False")
         names.append(LOG_LIKELIHOOD)
-    study = _identity(model, engine, rng_key, prior, names, num_draws, keep_draws)
+    study = identity(model, engine, rng_key, prior, names, num_draws, keep_draws)
     path = None if file is None else Path(file)
     state = None if path is None else load(path, study)
+    simulations = None if path is None else Simulations(model, engine, prior, data)
+    if path and state and simulations and state.witness:
+        check_witness(path, state.witness_row, state.witness, simulations, _keys(rng_key, state.witness_row)[0])
     state = state or State.empty(num_datasets, len(names), dim, num_draws, keep_draws)
     state = state.with_room(num_datasets)
 
@@ -107,7 +112,10 @@ def sbc(
     )
     with bar, _own_bar_off(engine):
         for done_now, i in enumerate(pending):
-            _one(i, state, prior, engine, jr.fold_in(rng_key, i), shapes, log_likelihood, num_draws)
+            keys = _keys(rng_key, i)
+            simulated = _one(i, state, prior, engine, keys, shapes, log_likelihood, num_draws)
+            if simulations and simulated and not state.witness:
+                state.witness, state.witness_row = simulations.witness(keys[0], simulated), i
             if path is not None and np.any(state.status == DONE):  # a mistake in the call leaves no file behind
                 save(path, study, state)
             bar.set_postfix_str(_postfix(state, num_datasets), refresh=False)
@@ -120,28 +128,34 @@ def sbc(
     return _result(state, num_datasets, names, shapes, num_draws, keep_draws)
 
 
+def _keys(rng_key: jax.Array, i: int) -> jax.Array:
+    """Of data set `i`: for its simulation, its inference and its ranks."""
+    return jr.split(jr.fold_in(rng_key, i), 3)
+
+
 def _one(
-    i: int, state: State, prior: PriorPredictive, engine, key, shapes, log_likelihood: bool, num_draws: int
-) -> None:
-    """Simulate, infer and rank data set `i`; what comes of it goes into its row."""
-    key_data, key_run, key_rank = jr.split(key, 3)
+    i: int, state: State, prior: PriorPredictive, engine, keys, shapes, log_likelihood: bool, num_draws: int
+) -> Simulated | None:
+    """Simulate, infer and rank data set `i`; what comes of it goes into its row. Returns what was simulated."""
+    key_data, key_run, key_rank = keys
+    simulated = None
     started = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            truth, data, truth_log_likelihood = prior.simulate(key_data)
-            state.truths[i] = _flat(truth, shapes, 0)
+            simulated = prior.simulate(key_data)
+            data = simulated.data
+            state.truths[i] = _flat(simulated.truth, shapes, 0)
             engine.run(key_run, *prior.args, **prior.kwargs, **data)
             rng = np.random.default_rng(np.asarray(jr.key_data(key_rank)))
             samples = {name: np.asarray(value) for name, value in engine.get_samples().items()}
-            chosen = _choose(engine, samples, shapes, num_draws, rng)
+            chosen = _choose(engine, samples, simulated.truth, shapes, num_draws, rng)
             draws = _flat({name: samples[name][chosen] for name in shapes}, shapes, 1)
-            truths = state.truths[i]
-            ranked = draws
+            ends = _flat_ends(simulated, shapes)
+            ranks = rank(draws, state.truths[i], rng, *ends)
             if log_likelihood:
-                ranked = np.column_stack([draws, _log_likelihood(prior, engine, samples, chosen, data)])
-                truths = np.append(truths, truth_log_likelihood)
-            ranks = _rank(ranked, truths, rng)
+                of_draws = _log_likelihood(prior, engine, samples, chosen, data)
+                ranks = np.append(ranks, rank_log_likelihood(of_draws, simulated.log_likelihood, rng))
             if len(state.draws):
                 state.draws[i] = draws
             state.ranks[i], state.status[i] = ranks, DONE
@@ -154,19 +168,10 @@ def _one(
     told = [str(w.message) for w in caught if issubclass(w.category, UserWarning | RuntimeWarning)]
     if told:
         state.warnings[i] = list(dict.fromkeys(told))
+    return simulated
 
 
-def _rank(draws, truths, rng) -> np.ndarray:
-    """Number of draws below the truth, ties broken at random; draws lead with (draws,)."""
-    if np.isnan(truths).any():
-        raise ValueError("the truth, or its log likelihood, is NaN")
-    if np.isnan(draws).any():
-        raise ValueError("some posterior draws, or their log likelihoods, are NaN")
-    ties = np.sum(draws == truths, axis=0)
-    return np.sum(draws < truths, axis=0) + rng.integers(0, ties + 1)
-
-
-def _choose(engine, samples, shapes, num_draws: int, rng) -> np.ndarray:
+def _choose(engine, samples, truth, shapes, num_draws: int, rng) -> np.ndarray:
     """Which of the posterior draws to rank among."""
     for name, shape in shapes.items():
         if name not in samples:
@@ -178,25 +183,39 @@ def _choose(engine, samples, shapes, num_draws: int, rng) -> np.ndarray:
         raise ValueError(f"the inference gives {total} draws: lower num_draws (now {num_draws}), or draw more")
     if isinstance(engine, EnKG):  # particles have no order
         return rng.choice(total, num_draws, replace=False)
-    _warn_if_dependent(engine, shapes, num_draws)
+    _warn_if_dependent(engine, truth, shapes, num_draws)
     # The middles of num_draws equal stretches, the whole shifted at random: the last draw is no better than others.
     return ((np.arange(num_draws) + rng.uniform()) * total / num_draws).astype(int)
 
 
-def _warn_if_dependent(engine, shapes, num_draws: int) -> None:
+def _warn_if_dependent(engine, truth, shapes, num_draws: int) -> None:
+    """Warn of draws that are worth fewer independent ones than truths are ranked among."""
     try:
         chains = engine.get_samples(group_by_chain=True)
     except TypeError:  # independent draws, of something that knows no chains
         return
-    with np.errstate(all="ignore"):
-        sizes = [effective_sample_size(np.asarray(chains[name])) for name in shapes]
-    smallest = min(float(np.min(size)) for size in sizes)
+    smallest = min(float(np.min(_sizes(np.asarray(chains[name]), truth[name]), initial=np.inf)) for name in shapes)
     if smallest < num_draws:
         warnings.warn(
             f"the smallest effective sample size is {smallest:.0f}, below num_draws = {num_draws}: ranks among "
             "dependent draws are not uniform; draw more, or lower num_draws",
             stacklevel=2,
         )
+
+
+def _sizes(chains: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Effective sample sizes of every entry.
+
+    Successive draws on opposite sides make the estimate negative: they are worth more than independent ones. Of draws
+    that are all the same it is NaN: they are worth one, unless the entry is a constant of the model.
+    """
+    total = chains.shape[0] * chains.shape[1]
+    constant = np.all(chains == chains[:1, :1], axis=(0, 1))
+    with np.errstate(all="ignore"):
+        sizes = np.asarray(effective_sample_size(chains), float)
+    sizes = np.where(sizes < 0, total, sizes)
+    sizes = np.where(constant, np.where(chains[0, 0] == truth, total, 1), sizes)
+    return np.where(np.isnan(sizes), 0, sizes)
 
 
 def _log_likelihood(prior: PriorPredictive, engine, samples, chosen, data) -> np.ndarray:
@@ -211,6 +230,13 @@ def _flat(values: Mapping[str, np.ndarray], shapes, lead: int) -> np.ndarray:
     """Sites side by side: ``(dim,)``, or ``(draws, dim)`` where values lead with draws."""
     columns = [np.asarray(values[name], float) for name in shapes]
     return np.concatenate([column.reshape((*column.shape[:lead], -1)) for column in columns], axis=-1)
+
+
+def _flat_ends(simulated: Simulated, shapes) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper ends of the supports, ``(dim,)`` each, as `_flat` lays out the sites; NaN for none."""
+    none = {name: np.full(shape, np.nan) for name, shape in shapes.items() if name not in simulated.ends}
+    low, high = (_flat(none | {n: pair[k] for n, pair in simulated.ends.items()}, shapes, 0) for k in range(2))
+    return low, high
 
 
 def _scalars(site: str, shape: tuple[int, ...]) -> list[str]:
@@ -291,49 +317,3 @@ class _own_bar_off:
     def __exit__(self, *_):
         if self.shown:
             self.engine.progress_bar = self.shown
-
-
-# Settings of an inference that change its draws, where it has them under these names.
-NUMBERS = ("num_particles", "num_ensembles", "max_forward_evaluations", "num_warmup", "num_samples", "thinning")
-PARTS = ("refine", "correction", "schedule")
-
-
-def _identity(
-    model, engine, rng_key, prior: PriorPredictive, names, num_draws: int, keep_draws: bool
-) -> dict[str, Any]:
-    """What must agree for two calls to be one study; the number of data sets may grow."""
-    typed = jax.numpy.issubdtype(rng_key.dtype, jax.dtypes.prng_key)
-    kernel = getattr(engine, "sampler", None)
-    method = {"type": type(engine).__name__, "kernel": type(kernel).__name__}
-    method |= {name: getattr(engine, name) for name in NUMBERS if isinstance(getattr(engine, name, None), int)}
-    method |= {name: repr(getattr(engine, name)) for name in PARTS if hasattr(engine, name)}
-    identity = {
-        "format": FORMAT,
-        "model": getattr(model, "__name__", type(model).__name__),
-        "inference": method,
-        "rng_key": np.asarray(jr.key_data(rng_key) if typed else rng_key).tolist(),
-        "arguments": _digest((prior.args, prior.kwargs)),
-        "data": prior.data,
-        "scalars": names,
-        "num_draws": num_draws,
-        "keep_draws": keep_draws,
-        "precision": str(jax.numpy.zeros(()).dtype),
-    }
-    return json.loads(json.dumps(identity))
-
-
-def _digest(tree) -> str:
-    """A fingerprint of the arrays and plain values among the arguments; functions and other objects by type."""
-    digest = hashlib.sha256()
-    leaves, structure = jax.tree.flatten(tree)
-    digest.update(str(structure).encode())
-    for leaf in leaves:
-        if isinstance(leaf, str | bytes):
-            digest.update(repr(leaf).encode())
-            continue
-        array = np.asarray(leaf)
-        plain = array.dtype != object
-        digest.update(f"{array.shape}{array.dtype}".encode() if plain else type(leaf).__name__.encode())
-        if plain:
-            digest.update(array.tobytes())
-    return digest.hexdigest()[:16]

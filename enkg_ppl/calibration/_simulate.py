@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from numpyro import handlers
+from numpyro.distributions import constraints
 
 from enkg_ppl._blackbox import raise_host_failure
 from enkg_ppl._marks import poisoned
@@ -20,12 +21,23 @@ from enkg_ppl._numpyro._response import ranks_may_differ
 Values = dict[str, np.ndarray]
 
 
+class Simulated(NamedTuple):
+    """One data set. `truth`: by site, deterministic sites included. `data`: by argument. `log_likelihood`: of the data
+    there. `ends`: of the support of every latent site that has any, lower and upper, NaN where there is none."""
+
+    truth: Values
+    data: Values
+    log_likelihood: float
+    ends: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
 class PriorPredictive:
     """Simulates (truth, data) pairs from a NumPyro model, one run of the model a pair.
 
     `model`: what is to be inferred: the user's model, or, where its data are no arguments of it, the model conditioned
     on data that are passed by keyword. `data`: the argument that takes the data of each observed site.
-    `latents`: shapes of the latent sites; `deterministics`: those of the deterministic ones.
+    `latents`: shapes of the latent sites; `deterministics`: those of the deterministic ones; `data_shapes`: those of
+    the data.
 
     Raises `ModelError` for a model whose joint distribution cannot be simulated.
     """
@@ -44,17 +56,18 @@ class PriorPredictive:
         self._check(sites, free)
         self.conditioned = any(argument not in free for argument in self.data.values())
         self.model = _conditioned(model, arguments, self.data) if self.conditioned else model
+        self.data_shapes = {site: sites[site]["shape"] for site in self.data}
         samples = {name: site for name, site in sites.items() if name not in self.data}
         self.latents = {name: site["shape"] for name, site in samples.items() if site["type"] == "sample"}
         self.deterministics = {name: site["shape"] for name, site in samples.items() if site["type"] == "deterministic"}
         self._simulate = jax.jit(poisoned(self._draw))
         self._log_likelihood = jax.jit(jax.vmap(poisoned(self._log_likelihood_at), in_axes=(0, None)))
 
-    def simulate(self, key: jax.Array) -> tuple[Values, Values, float]:
-        """One truth, by site, deterministic sites included; data, by argument; log likelihood of the data there."""
+    def simulate(self, key: jax.Array) -> Simulated:
+        """One data set with its truth."""
         with raise_host_failure():
-            truth, data, log_likelihood = jax.device_get(jax.block_until_ready(self._simulate(key)))
-        return truth, {self.data[site]: value for site, value in data.items()}, float(log_likelihood)
+            truth, data, log_likelihood, ends = jax.device_get(jax.block_until_ready(self._simulate(key)))
+        return Simulated(truth, {self.data[site]: value for site, value in data.items()}, float(log_likelihood), ends)
 
     def log_likelihood(self, draws: Mapping[str, Any], data: Mapping[str, Any]) -> np.ndarray:
         """Log density of the data at each of the draws (every latent site, leading axis draws): one run a draw."""
@@ -74,7 +87,8 @@ class PriorPredictive:
         trace = self._trace(key)
         values = {name: jnp.asarray(trace[name]["value"]) for name in (*self.latents, *self.deterministics)}
         data = {site: jnp.asarray(trace[site]["value"]) for site in self.data}
-        return values, data, self._total(trace)
+        ends = {name: _ends(trace[name]["fn"].support, values[name]) for name in self.latents}
+        return values, data, self._total(trace), {name: pair for name, pair in ends.items() if pair is not None}
 
     def _log_likelihood_at(self, latents, data):
         with ranks_may_differ():
@@ -123,6 +137,23 @@ class PriorPredictive:
                 raise ModelError(f"data names '{name}', which is no sample site of the model ({', '.join(samples)})")
         if len(self.data) == len(samples):
             raise ModelError("the model has no latent site: every sample site is named as data")
+
+
+def _ends(support: constraints.Constraint, value: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+    """Lower and upper end of the support of every entry, as the distribution tells them; NaN for none."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support is constraints.simplex:
+        found: tuple[Any, Any] = (0.0, 1.0)
+    else:
+        found = getattr(support, "lower_bound", jnp.nan), getattr(support, "upper_bound", jnp.nan)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        return None
+    try:
+        low, high = (jnp.broadcast_to(jnp.asarray(end, value.dtype), value.shape) for end in found)
+    except (TypeError, ValueError):  # a constraint of several entries, with ends of its own
+        return None
+    return low, high
 
 
 def _free_arguments(model: Callable, args: tuple, kwargs: Mapping[str, Any]) -> list[str]:
