@@ -83,6 +83,7 @@ class Evaluator:
         self.num_failed = 0
         self.meeting: Meeting | None = None
         self._kept: list[tuple[Ensemble, Response]] = []
+        self.first_simulated: tuple[Ensemble, Response] | None = None  # by `response`: the guided flow's prior draws
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1 particle, or None for all at once; got {chunk_size}")
         dtype = problem.prior.location.dtype
@@ -100,6 +101,7 @@ class Evaluator:
         """An evaluator for the same simulator with a count, a limit and a memory of its own."""
         other = copy.copy(self)
         other.limit, other.count, other.num_failed, other.meeting, other._kept = None, 0, 0, meeting, []
+        other.first_simulated = None
         return other
 
     def handed_to(self, problem: InverseProblem) -> Evaluator:
@@ -111,6 +113,7 @@ class Evaluator:
         other = Evaluator(problem, self.batch_size, min(bounds, default=None))
         other.limit = None if self.limit is None else self.limit - self.count
         other._kept, other.meeting = self._kept, self.meeting
+        other.first_simulated = self.first_simulated
         return other
 
     @property
@@ -121,6 +124,7 @@ class Evaluator:
     def response(self, x: Ensemble) -> Response:
         """Working responses of all particles, as NumPy arrays."""
         response = self._evaluate(x, _response)
+        self.first_simulated = self.first_simulated or (np.asarray(x), response)
         self._kept = [*self._kept, (np.asarray(x), response)][-KEPT:]
         return response
 

@@ -14,6 +14,7 @@ from enkg_ppl._refine._blocks import block_size
 from enkg_ppl._refine._coordinates import decode_all, encode_all
 from enkg_ppl._refine._linearised import simulated_reference
 from enkg_ppl._refine._mixing import Cycles, mix, most_components
+from enkg_ppl._refine._peaks import EVALUATIONS
 from enkg_ppl._refine._reference import Reference
 from enkg_ppl._refine._space import Group, Space
 from enkg_ppl._refine._starts import Starts
@@ -111,9 +112,11 @@ class TemperedSMC(Refinement):
         tempering = _Tempering(self, rng, evaluate, room, linearised, problem.dim, dtype, progress)
         starts = Starts(rng, evaluate, problem, linearised, self.num_components, room, self.prior_share, self.inflation)
         space, start, stage, runs = Space(evaluate), None, 0, []
-        if guided is not None:
-            space, start = starts.from_guided(encode_all(problem.prior, guided, evaluate.batch_size))
         reserve = RESERVE * num_particles
+        if guided is not None:
+            tempering.say(0.0, "searching for modes")
+            starts.search(int(min(EVALUATIONS * num_particles, evaluate.remaining - reserve)))
+            space, start = starts.from_guided(encode_all(problem.prior, guided, evaluate.batch_size))
         scouts = self._scouts(problem.dim)
         if scouts < num_particles and evaluate.remaining >= reserve + RESERVE_SCOUTS * scouts:
             tempering.say(0.0, f"{scouts} scouts")
@@ -142,11 +145,19 @@ class TemperedSMC(Refinement):
                 "correlation_limit": levels[-1]["limit"],
                 "weight_ess": levels[-1]["ess"] * num_particles,
                 "num_failed": evaluate.num_failed - num_failed,
+                **_search_stats(starts, evaluate),
                 "levels": levels,
             },
             messages=_out_of_budget(runs, evaluate.limit),
             log_weights=last.log_weights,
         )
+
+
+def _search_stats(starts: Starts, evaluate: Evaluator) -> dict:
+    found = starts.found
+    if found is None:
+        return {}
+    return {"search": f"{found.num_searches} -> {[(round(p.log_evidence, 1), p.hits) for p in found.peaks[:6]]}, chi2 {found.misfit:.2f}"}
 
 
 @dataclasses.dataclass
