@@ -13,6 +13,7 @@ from enkg_ppl._refine._base import Progress, Refinement, check_halves, host_rng,
 from enkg_ppl._refine._blocks import block_size
 from enkg_ppl._refine._coordinates import decode_all, encode_all
 from enkg_ppl._refine._linearised import simulated_reference
+from enkg_ppl._refine._missing import evidence_disagrees, missing_modes
 from enkg_ppl._refine._mixing import Cycles, mix, most_components
 from enkg_ppl._refine._peaks import EVALUATIONS
 from enkg_ppl._refine._reference import Reference
@@ -129,6 +130,10 @@ class TemperedSMC(Refinement):
         levels = [level for run in runs for level in run.levels]
         z, _ = space.latents(last.ensemble.position)
         x = decode_all(problem.prior, z, evaluate.batch_size)
+        messages = _out_of_budget(runs, evaluate.limit) + missing_modes(starts.found, z)
+        if len(runs) > 1:
+            of_runs = [(run.log_evidence, _evidence_error(run.levels, len(run.log_weights))) for run in runs]
+            messages += evidence_disagrees(*of_runs)
         return Posterior(
             draws=x,
             log_likelihood=last.ensemble.log_likelihood,
@@ -148,7 +153,7 @@ class TemperedSMC(Refinement):
                 **_search_stats(starts, evaluate),
                 "levels": levels,
             },
-            messages=_out_of_budget(runs, evaluate.limit),
+            messages=messages,
             log_weights=last.log_weights,
         )
 
