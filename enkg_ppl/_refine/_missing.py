@@ -30,6 +30,12 @@ def missing_modes(found: Found | None, z: Ensemble) -> list[str]:
             f"a mode may be missing: {by_one:.0%} of the draws are around peaks that only one of {found.num_searches} "
             f"searches found, so others may have been overlooked; {REMEDY}"
         )
+    if found.rugged:
+        hits = sum(peak.hits for peak in found.peaks)
+        sentences.append(
+            f"a mode may be missing: {found.num_searches - hits} of {found.num_searches} searches from prior draws ended "
+            f"at fits too poor to matter, so there are many and a good one may have been overlooked; {REMEDY}"
+        )
     lost = (laplace > LEAST_LAPLACE) & (share < ABSENT)
     if lost.any():
         sentences.append(

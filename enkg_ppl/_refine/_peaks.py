@@ -40,8 +40,9 @@ RELEVANT = 25.0  # nats of log evidence below the highest peak, beyond which a p
 WEIGHTY = 5.0  # nats below the highest peak, within which a peak matters to the posterior
 LEAST_HITS, LEAST_SHARE = 3, 0.3  # searches that end at such a peak, and at all of them
 TAIL = 1e-5  # chance of as large a misfit, below which the best fit cannot be right
-MOST_ROUNDS = 4
-EVALUATIONS = 1.5  # for each particle of the ensemble that this is done for, at most, of a round
+MOST_ROUNDS = 16
+# Evaluations for each particle of the ensemble that this is done for: of a round at most, and of all of them.
+EVALUATIONS, ALL_EVALUATIONS = 1.5, 8.0
 
 
 class Peak(NamedTuple):
@@ -63,8 +64,8 @@ class Peak(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """`peaks`: those that may hold mass, the highest evidence first. `num_searches`: all of them; those that ended at
-    lower fits are in no peak. `misfit`: chi-square per datum at the best fit.
+    """`peaks`: those that may hold mass, the highest evidence first. `num_searches`: that ended at these or at lower
+    peaks, rather than being stuck on a slope. `misfit`: chi-square per datum at the best fit.
     """
 
     peaks: tuple[Peak, ...]
@@ -73,14 +74,17 @@ class Found:
     num_data: int
 
     @property
+    def rugged(self) -> bool:
+        """Whether most searches ended at peaks too low to matter, of which there must be many."""
+        return sum(peak.hits for peak in self.peaks) < LEAST_SHARE * self.num_searches
+
+    @property
     def settled(self) -> bool:
         """Whether another round would hardly find more: an unseen peak would have had to hide from all searches."""
         best = self.peaks[0].log_evidence
         hits = [peak.hits for peak in self.peaks if peak.log_evidence > best - WEIGHTY]
-        total = self.misfit * self.num_data
-        return min(hits) >= LEAST_HITS and sum(hits) >= LEAST_SHARE * self.num_searches and (
-            gammaincc(self.num_data / 2, total / 2) > TAIL
-        )
+        fits = gammaincc(self.num_data / 2, self.misfit * self.num_data / 2) > TAIL
+        return min(hits) >= LEAST_HITS and not self.rugged and bool(fits)
 
     @property
     def several(self) -> tuple[Peak, ...]:
@@ -112,10 +116,11 @@ class _Searches:
     gradient: Float[np.ndarray, "searches dim"]
     of_noise: Bool[np.ndarray, "searches dim"]  # unknowns that decide on the noise alone
     active: Bool[np.ndarray, " searches"]
+    arrived: Bool[np.ndarray, " searches"]  # at a peak, however low
 
     def keep(self, rows: np.ndarray) -> None:
         self.response = Response(*(a[rows] for a in self.response))
-        for name in ("z", "log_posterior", "hits", "damping", "precision", "gradient", "of_noise", "active"):
+        for name in ("z", "log_posterior", "hits", "damping", "precision", "gradient", "of_noise", "active", "arrived"):
             setattr(self, name, getattr(self, name)[rows])
 
 
@@ -140,13 +145,18 @@ class _Objective:
 
 
 def find_peaks(
-    rng: np.random.Generator, evaluate: Evaluator, z: Ensemble, response: Response, allowance: int
+    rng: np.random.Generator,
+    evaluate: Evaluator,
+    z: Ensemble,
+    response: Response,
+    allowance: int,
+    init: Ensemble | None = None,
 ) -> Found | None:
     """Search from draws z of the prior, whose working responses are known.
 
     One round of searches, and further ones while a peak that may hold mass was hardly found, most searches end
-    elsewhere, or nothing that was found fits the data. `allowance`: forward evaluations of a round, at most. None where
-    they do not suffice, or no draw is usable.
+    elsewhere, or nothing that was found fits the data. `allowance`: forward evaluations of a round, at most. `init`:
+    known places to search from besides, in z. None where the evaluations do not suffice, or no draw is usable.
     """
     d = z.shape[1]
     response = Response(*(np.asarray(a, float) for a in response))
@@ -154,18 +164,23 @@ def find_peaks(
     order, num_highest = _starting_points(z.astype(float), _approximate(z, response))
     most = min(MOST_SEARCHES, int(allowance // (d + 8)))
     batch = min(most, max(num_highest, MOST_SEARCHES // 2))
-    ends, found, num_searches = None, None, 0
+    ends, found, left = None, None, allowance * ALL_EVALUATIONS / EVALUATIONS
     for _ in range(MOST_ROUNDS):
         rows, order = order[:batch], order[batch:]
-        objective = _Objective(evaluate, allowance, z.dtype)
+        objective = _Objective(evaluate, int(min(allowance, left)), z.dtype)
         if len(rows) < 2 or not objective.affords(len(rows)):
             break
         ends = _joined(ends, _search(rng, objective, z[rows].astype(float)))
-        num_searches += len(rows)
+        if init is not None and objective.affords(len(init)):
+            known = _search(rng, objective, np.asarray(init, float))
+            if known is not None:
+                known.hits[:] = LEAST_HITS  # found on purpose, which says nothing of how hard it is to find
+            ends, init = _joined(ends, known), None
         if ends is None:
             continue
         _merge(ends)
-        found = _peaks(objective, ends, num_searches)
+        found = _peaks(objective, ends)
+        left -= min(allowance, left) - objective.left
         if found.settled:
             break
         batch = most
@@ -186,6 +201,7 @@ def _search(rng: np.random.Generator, objective: _Objective, z: Float[np.ndarray
         np.zeros((n, d)),
         np.zeros((n, d), bool),
         np.isfinite(log_posterior),
+        np.zeros(n, bool),
     )
     s.keep(s.active)
     # What is not settled when the steps are used up is taken as it is: a density that is high anyway.
@@ -271,7 +287,8 @@ def _climb(objective: _Objective, s: _Searches, here: np.ndarray) -> None:
     """One step up of each search, damped until the density rises."""
     promised = _promised(s.precision[here], s.gradient[here])
     hopeless = s.log_posterior[here] + BEST_CASE * promised < s.log_posterior.max() - RELEVANT
-    s.active[here[(promised < SETTLED) | hopeless]] = False
+    s.arrived[here] = (promised < SETTLED) | hopeless
+    s.active[here[s.arrived[here]]] = False
     here = here[s.active[here]]
     # The noise is learned from what a good fit leaves, not from what a bad one does.
     gradient = s.gradient.copy()
@@ -318,7 +335,7 @@ def _merge(s: _Searches) -> None:
     s.keep(np.array(sorted(kept)))
 
 
-def _peaks(objective: _Objective, s: _Searches, num_searches: int) -> Found:
+def _peaks(objective: _Objective, s: _Searches) -> Found:
     """What is left, and of that what may hold mass and is parted by a valley."""
     d = s.z.shape[1]
     evidence = np.array([
@@ -343,7 +360,8 @@ def _peaks(objective: _Objective, s: _Searches, num_searches: int) -> Found:
         for k in parted
     ]
     peaks.sort(key=lambda peak: -peak.log_evidence)
-    return Found(tuple(peaks), num_searches, float(misfit), s.response.prediction.shape[1])
+    low = int(s.hits[s.arrived & (evidence <= evidence.max() - RELEVANT)].sum())
+    return Found(tuple(peaks), sum(peak.hits for peak in peaks) + low, float(misfit), s.response.prediction.shape[1])
 
 
 def _nearest(s: _Searches, row: int, others: list[int]) -> list[int]:

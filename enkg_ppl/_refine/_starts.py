@@ -39,14 +39,14 @@ class Starts:
     scales: tuple[int, ...] = ()  # coordinates of z that others are to be given
     found: Found | None = None  # peaks of the posterior, by `search`
 
-    def search(self, allowance: int) -> None:
-        """Look for peaks, from the draws of the prior that the guided flow began with."""
+    def search(self, allowance: int, init: Ensemble | None = None) -> None:
+        """Look for peaks, from the draws of the prior that the guided flow began with, and from z `init`."""
         if self.evaluate.first_simulated is None:
             return
         x, response = self.evaluate.first_simulated
         z = encode_all(self.problem.prior, x, self.evaluate.batch_size)
         # With random numbers of its own: where there is one peak, all else goes on as without a search.
-        self.found = find_peaks(np.random.default_rng(0), self.evaluate, z, response, allowance)
+        self.found = find_peaks(np.random.default_rng(0), self.evaluate, z, response, allowance, init)
 
     @property
     def _peaks(self) -> tuple[Peak, ...]:

@@ -150,7 +150,7 @@ def roots_truth(noise: float) -> Truth:
 
 # A sinusoid of unknown frequency: a fit for every whole number of periods, one of them right
 
-TIMES, SINE_NOISE = np.linspace(0.0, 10.0, 60), 0.02
+TIMES, SINE_NOISE = np.linspace(0.0, 40.0, 200), 0.02
 SINE = (1.3, 7.0, 0.5)  # amplitude, angular frequency, phase
 
 
@@ -159,7 +159,7 @@ def sine(amplitude, frequency, phase, xp=jnp):
 
 
 def sinusoid(y: Float[ArrayLike, " times"] | None = None) -> None:
-    """Amplitude, frequency and phase of a sinusoid from sixty readings over eleven periods."""
+    """Amplitude, frequency and phase of a sinusoid from two hundred readings over forty-five periods."""
     amplitude = numpyro.sample("amplitude", dist.LogNormal(0.0, 0.5))
     frequency = numpyro.sample("frequency", dist.Uniform(0.5, 15.0))
     phase = numpyro.sample("phase", dist.Uniform(-jnp.pi, jnp.pi))
@@ -172,7 +172,7 @@ def sinusoid_data() -> Float[np.ndarray, " times"]:
 
 def sinusoid_mode(draws: Float[np.ndarray, "draws 3"]) -> Int[np.ndarray, " draws"]:
     """0 at the right frequency, 1 elsewhere."""
-    return (np.abs(draws[:, 1] - SINE[1]) > 0.1).astype(int)
+    return (np.abs(draws[:, 1] - SINE[1]) > 0.05).astype(int)
 
 
 def sinusoid_truth() -> Truth:
