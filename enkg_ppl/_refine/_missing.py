@@ -31,9 +31,8 @@ def missing_modes(found: Found | None, z: Ensemble) -> list[str]:
             f"searches found, so others may have been overlooked; {REMEDY}"
         )
     if found.rugged:
-        hits = sum(peak.hits for peak in found.peaks)
         sentences.append(
-            f"a mode may be missing: {found.num_searches - hits} of {found.num_searches} searches from prior draws ended "
+            f"a mode may be missing: {found.num_searches - found.num_hits} of {found.num_searches} searches from prior draws ended "
             f"at fits too poor to matter, so there are many and a good one may have been overlooked; {REMEDY}"
         )
     lost = (laplace > LEAST_LAPLACE) & (share < ABSENT)

@@ -39,10 +39,11 @@ VALLEY = 1.0  # nats that the density falls between two peaks
 RELEVANT = 25.0  # nats of log evidence below the highest peak, beyond which a peak holds nothing
 WEIGHTY = 5.0  # nats below the highest peak, within which a peak matters to the posterior
 LEAST_HITS, LEAST_SHARE = 3, 0.3  # searches that end at such a peak, and at all of them
+SAFE_SHARE = 0.5  # the same of many searches, below which a posterior is told to be rugged
 TAIL = 1e-5  # chance of as large a misfit, below which the best fit cannot be right
-MOST_ROUNDS = 16
+MOST_ROUNDS = 40
 # Evaluations for each particle of the ensemble that this is done for: of a round at most, and of all of them.
-EVALUATIONS, ALL_EVALUATIONS = 1.5, 8.0
+EVALUATIONS, ALL_EVALUATIONS = 1.5, 28.0
 
 
 class Peak(NamedTuple):
@@ -76,7 +77,13 @@ class Found:
     @property
     def rugged(self) -> bool:
         """Whether most searches ended at peaks too low to matter, of which there must be many."""
-        return sum(peak.hits for peak in self.peaks) < LEAST_SHARE * self.num_searches
+        share = LEAST_SHARE if self.num_searches <= MOST_SEARCHES else SAFE_SHARE
+        return self.num_hits < share * self.num_searches
+
+    @property
+    def num_hits(self) -> int:
+        """Searches that ended at one of the peaks."""
+        return sum(peak.hits for peak in self.peaks)
 
     @property
     def settled(self) -> bool:
@@ -84,7 +91,7 @@ class Found:
         best = self.peaks[0].log_evidence
         hits = [peak.hits for peak in self.peaks if peak.log_evidence > best - WEIGHTY]
         fits = gammaincc(self.num_data / 2, self.misfit * self.num_data / 2) > TAIL
-        return min(hits) >= LEAST_HITS and not self.rugged and bool(fits)
+        return min(hits) >= LEAST_HITS and self.num_hits >= LEAST_SHARE * self.num_searches and bool(fits)
 
     @property
     def several(self) -> tuple[Peak, ...]:
@@ -166,8 +173,11 @@ def find_peaks(
     batch = min(most, max(num_highest, MOST_SEARCHES // 2))
     ends, found, left = None, None, allowance * ALL_EVALUATIONS / EVALUATIONS
     for _ in range(MOST_ROUNDS):
-        rows, order = order[:batch], order[batch:]
         objective = _Objective(evaluate, int(min(allowance, left)), z.dtype)
+        if len(order) < batch and found is not None and objective.affords(len(z) + batch * (d + 2)):
+            z = rng.standard_normal(z.shape).astype(z.dtype)
+            order, _ = _starting_points(z.astype(float), objective(z)[0])
+        rows, order = order[:batch], order[batch:]
         if len(rows) < 2 or not objective.affords(len(rows)):
             break
         ends = _joined(ends, _search(rng, objective, z[rows].astype(float)))
