@@ -142,6 +142,7 @@ class Evaluator:
         self.ledger = Ledger() if ledger is None else ledger
         self.meeting: Meeting | None = None
         self._kept: list[tuple[Ensemble, Response]] = []
+        self.first_simulated: tuple[Ensemble, Response] | None = None  # by `response`: the guided flow's prior draws
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1 particle, or None for all at once; got {chunk_size}")
         dtype = problem.prior.location.dtype
@@ -159,6 +160,7 @@ class Evaluator:
         """An evaluator for the same simulator with an account and a memory of its own."""
         other = copy.copy(self)
         other.ledger, other.meeting, other._kept = ledger, meeting, []
+        other.first_simulated = None
         return other
 
     def handed_to(self, problem: InverseProblem) -> Evaluator:
@@ -169,6 +171,7 @@ class Evaluator:
         bounds = [size for size in (self.chunk_size, self.problem.prior.chunk_size) if size is not None]
         other = Evaluator(problem, self.batch_size, min(bounds, default=None), self.ledger)
         other._kept, other.meeting = self._kept, self.meeting
+        other.first_simulated = self.first_simulated
         return other
 
     @property
@@ -209,6 +212,7 @@ class Evaluator:
         """Working responses of all particles, as NumPy arrays; NaN where the simulation failed."""
         response, failed = self._evaluate(x, _responses)
         self._count_failed(failed, x)
+        self.first_simulated = self.first_simulated or (np.asarray(x), response)
         self._kept = [*self._kept, (np.asarray(x), response)][-KEPT:]
         return response
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from enkg_ppl._refine._moves import jump, slice_move
 from enkg_ppl._refine._reference import Reference, Shape, best_shape, fit, labels, mean_log_prob
@@ -58,11 +58,13 @@ def most_components(num_particles: int, dim: int, wanted: int = SIZES[-1]) -> in
     return max(size for size in SIZES if size <= carried)
 
 
-def best_fit(rng: np.random.Generator, z: Ensemble, most: int, room: int) -> tuple[Shape, float]:
+def best_fit(
+    rng: np.random.Generator, z: Ensemble, most: int, room: int, labels: Int[np.ndarray, " particles"] | None = None
+) -> tuple[Shape, float]:
     """Number of components and degrees of freedom that fit these particles best, and how well (see `best_shape`)."""
     n, d = z.shape
     sizes = [size for size in SIZES if size <= most_components(n, d, most)]
-    return best_shape(rng, z, [Shape(size, df) for size in sizes for df in DFS], room)
+    return best_shape(rng, z, [Shape(size, df) for size in sizes for df in DFS], room, labels)
 
 
 def mix(
@@ -93,7 +95,8 @@ def mix(
     while cycle < cycles.least or (cycle < cycles.most and correlation > limit):
         before = space.evaluate.count
         for k in (0, 1):
-            close, heavy = references[k].fitted(rng, halves[1 - k].position)
+            other = halves[1 - k].position
+            close, heavy = references[k].fitted(rng, other, space.labels(other))
             if places is None:
                 places = close
             for reference in (close, heavy)[:num_jumps]:
@@ -129,18 +132,18 @@ class _References:
         self.cycles, self.given = cycles, given
         self.shape: Shape | None = None
 
-    def fitted(self, rng, other: Ensemble) -> tuple[Reference, Reference]:
+    def fitted(self, rng, other: Ensemble, labels) -> tuple[Reference, Reference]:
         if self.shape is None:  # chosen once: it is the fit that follows the other half
-            self.shape, score = best_fit(rng, other, self.cycles.num_components, self.cycles.room)
+            self.shape, score = best_fit(rng, other, self.cycles.num_components, self.cycles.room, labels)
             if self.given is not None and mean_log_prob(self.given, other) < score:
                 self.given = None
         if self.given is not None:
             return self.given, self.given
-        close = fit(rng, other, self.shape, self.cycles.room)
+        close = fit(rng, other, self.shape, self.cycles.room, labels)
         if self.shape.df == DFS[0]:
             return close, close
         # Where the reference's tails are thinner than the target's, slices stall and jumps never get there.
-        return close, fit(rng, other, self.shape._replace(df=DFS[0]), self.cycles.room)
+        return close, fit(rng, other, self.shape._replace(df=DFS[0]), self.cycles.room, labels)
 
 
 def _features(group: Group) -> Float[np.ndarray, "particles features"]:

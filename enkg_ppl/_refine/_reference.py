@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import gammaln, logsumexp
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from enkg_ppl._random import gumbel
 from enkg_ppl._refine._warp import Warp, choose_given, fit_warp, no_warp
@@ -127,16 +127,30 @@ LEAST_ROWS = 512  # of what is fitted; half of the scouts and half of a default 
 INFLATION = 1.1  # of every covariance, against overconfidence of the fit
 
 
+class Groups(NamedTuple):
+    """Particles around different peaks of the posterior, whose spreads may differ by orders of magnitude.
+
+    `label`: group of every particle, 0 for the largest. `covariances`: of each group; the rows after `number` are empty.
+    """
+
+    label: Int[AnyArray, " particles"]
+    covariances: Float[AnyArray, "groups dim dim"]
+    number: Int[AnyArray, ""]
+
+
 def fit_student_mixture(
     numbers: Float[AnyArray, "components particles"],
     z: Ensemble,
     present: Float[AnyArray, " particles"],
     size: Scalar,
     df: Scalar,
+    groups: Groups | None = None,
 ) -> StudentMixture:
     """MAP estimate, from uniform `numbers`, by expectation-maximisation from a k-means++ start, on whitened particles.
 
-    `present`: 1 where a particle counts and 0 where not. `size`: how many of the components are there.
+    `present`: 1 where a particle counts and 0 where not. `size`: how many of the components are there. `groups`: then
+    each group has a component from the start, as far as `size` reaches, and the prior of a component's covariance has
+    the width of the group that it starts in; otherwise that of all particles.
 
     Source: Peel & McLachlan (2000), Statistics and Computing 10, section 4, with inverse-Wishart priors on the
     covariances (Fraley & Raftery 2007, J. Classification 24) and a uniform Dirichlet prior on the weights.
@@ -150,15 +164,19 @@ def fit_student_mixture(
     ridge = 1e-6 * jnp.trace(covariance) / d + 1e-10
     whitener = _factor(covariance + ridge * jnp.eye(d, dtype=z.dtype))
     w = jax.scipy.linalg.solve_triangular(whitener, (z - centre[None]).T, lower=True).T
-    prior_covariance = COVARIANCE_PRIOR * size ** (-2.0 / d) * jnp.eye(d, dtype=z.dtype)
+    centres, chosen = _spread_centres(numbers, w, present, groups)
+    if groups is None:
+        one = COVARIANCE_PRIOR * size ** (-2.0 / d) * jnp.eye(d, dtype=z.dtype)
+        prior_covariances, roots = one[None], jnp.broadcast_to(jnp.linalg.cholesky(one), (num_components, d, d))
+    else:
+        whitening = jax.scipy.linalg.solve_triangular(whitener, jnp.eye(d, dtype=z.dtype), lower=True)
+        local = jnp.einsum("ij,gjk,lk->gil", whitening, groups.covariances, whitening)
+        share = jnp.maximum(size / groups.number, 1.0)
+        prior_covariances = COVARIANCE_PRIOR * share ** (-2.0 / d) * local[groups.label[chosen]]
+        roots = jnp.linalg.cholesky(prior_covariances)
     prior_df = d + 2.0
     there = jnp.arange(num_components) < size
-    start = _mixture(
-        jnp.where(there, -jnp.log(size), -jnp.inf),
-        _spread_centres(numbers, w, present),
-        jnp.broadcast_to(jnp.linalg.cholesky(prior_covariance), (num_components, d, d)),
-        df,
-    )
+    start = _mixture(jnp.where(there, -jnp.log(size), -jnp.inf), centres, roots, df)
 
     def em_step(_, mixture: StudentMixture) -> StudentMixture:
         responsibilities = jax.nn.softmax(jax.vmap(mixture.log_joint)(w), axis=1) * present[:, None]
@@ -173,7 +191,7 @@ def fit_student_mixture(
             centred = w - mean[None]
             return (u_k[:, None] * centred).T @ centred
 
-        covariances = jax.vmap(scatter)(u.T, means) + prior_df * prior_covariance[None]
+        covariances = jax.vmap(scatter)(u.T, means) + prior_df * prior_covariances
         covariances = covariances / (mass + prior_df)[:, None, None]
         log_weights = jnp.where(there, jnp.log((mass + 1) / (n + size)), -jnp.inf)
         return _mixture(log_weights, means, _factor(covariances), df)
@@ -200,18 +218,64 @@ def _log_prob(mixture: StudentMixture, v: Ensemble) -> Float[AnyArray, " particl
     return jax.vmap(mixture.log_prob)(v)
 
 
-def fit(rng: np.random.Generator, z: Ensemble, shape: Shape, room: int) -> Reference:
-    """The reference of this shape; `room`: components to make room for, one number for all that share the kernels."""
+def fit(
+    rng: np.random.Generator, z: Ensemble, shape: Shape, room: int, labels: Int[np.ndarray, " particles"] | None = None
+) -> Reference:
+    """The reference of this shape; `room`: components to make room for, one number for all that share the kernels.
+
+    `labels`: the peak that each particle belongs to, where there are several (see `Groups`).
+    """
     z = np.asarray(z)
     warp = fit_warp(z, shape.given)
-    v, present = _padded(warp.straighten_all(z)[0])
-    return Reference(_fit(_numbers(rng, v, room), v, present, *_as(v.dtype, shape)), warp)
+    straight = warp.straighten_all(z)[0]
+    v, present = _padded(straight)
+    groups = _groups(straight, labels, len(v))
+    return Reference(_fit(_numbers(rng, v, room), v, present, *_as(v.dtype, shape), groups), warp)
 
 
-def best_shape(rng: np.random.Generator, z: Ensemble, shapes: list[Shape], room: int) -> tuple[Shape, float]:
+MOST_GROUPS = 32
+
+
+def _groups(v: Ensemble, labels: Int[np.ndarray, " particles"] | None, rows: int) -> Groups | None:
+    """Groups of the particles v, filled up to this many rows; None where there are not two.
+
+    Few particles say little of their covariance: it is drawn towards that within all groups.
+    """
+    found, label, counts = (
+        ([], None, None) if labels is None else np.unique(labels, return_inverse=True, return_counts=True)
+    )
+    if len(found) < 2 or label is None or counts is None:
+        return None
+    order = np.argsort(-counts, kind="stable")[:MOST_GROUPS]
+    place = np.full(len(found), len(order) - 1)
+    place[order] = np.arange(len(order))
+    label, d = place[label], v.shape[1]
+    scatters = np.stack([_scatter(np.asarray(v[label == g], float)) for g in range(len(order))])
+    sizes = np.bincount(label, minlength=len(order)).astype(float)
+    within = scatters.sum(axis=0) / len(v)
+    within += (1e-10 * np.trace(within) / d + 1e-14) * np.eye(d)
+    covariances = np.zeros((MOST_GROUPS, d, d)) + np.eye(d)
+    covariances[: len(order)] = (scatters + (d + 2) * within) / (sizes + d + 2)[:, None, None]
+    filled = np.concatenate([label, np.full(rows - len(v), label[0])])
+    return Groups(filled, covariances.astype(v.dtype), np.asarray(len(order), v.dtype))
+
+
+def _scatter(v: Ensemble) -> Float[np.ndarray, "dim dim"]:
+    centred = v - v.mean(axis=0)
+    return centred.T @ centred
+
+
+def best_shape(
+    rng: np.random.Generator,
+    z: Ensemble,
+    shapes: list[Shape],
+    room: int,
+    labels: Int[np.ndarray, " particles"] | None = None,
+) -> tuple[Shape, float]:
     """The shape whose fit to three quarters of the particles gives the rest the highest density, and its mean log.
 
-    Each is tried as it is and, where particles that are straightened look more like a Gaussian, on those.
+    Each is tried as it is and, where particles that are straightened look more like a Gaussian, on those. `labels`: see
+    `fit`.
     """
     z = np.asarray(z)
     train = rng.random(len(z)) < 0.75
@@ -220,10 +284,12 @@ def best_shape(rng: np.random.Generator, z: Ensemble, shapes: list[Shape], room:
     for given in dict.fromkeys([(), followed]):
         warp = fit_warp(z[train], given)
         v, log_jacobian = warp.straighten_all(z)
+        rows = len(_padded(v)[0])
+        groups = _groups(v, labels, rows)
         v, present = _padded(v)
         numbers, of_fit = _numbers(rng, v, room), present * _filled(train, len(v))
         for shape in shapes:
-            mixture = _fit(numbers, v, of_fit, *_as(v.dtype, shape))
+            mixture = _fit(numbers, v, of_fit, *_as(v.dtype, shape), groups)
             log_prob = np.asarray(_log_prob(mixture, v))[: len(z)] + log_jacobian
             tried.append((float(np.mean(log_prob[~train])), shape._replace(given=given)))
     score, shape = max(tried, key=lambda pair: pair[0])
@@ -278,24 +344,52 @@ def inflated(reference: Reference, factor) -> Reference:
 
 
 def _spread_centres(
-    numbers: Float[AnyArray, "components particles"], w: Ensemble, present
-) -> Float[AnyArray, "components dim"]:
+    numbers: Float[AnyArray, "components particles"], w: Ensemble, present, groups: Groups | None
+) -> tuple[Float[AnyArray, "components dim"], Int[AnyArray, " components"]]:
     """k-means++: each next centre with probability proportional to the squared distance to the nearest so far.
+
+    The first ones are one of each group, where there are groups. Returns the centres and which particles they are.
 
     Source: Arthur & Vassilvitskii (2007), section 2.2.
     """
     num_components, d = numbers.shape[0], w.shape[1]
-    first = w[jnp.argmax(numbers[0] * present)]
-    centres = jnp.broadcast_to(first, (num_components, d))  # the rest are overwritten in turn
+    of_first = present if groups is None else present * (groups.label == 0)
+    first = jnp.argmax(numbers[0] * of_first)
+    centres = jnp.broadcast_to(w[first], (num_components, d))  # the rest are overwritten in turn
 
     def add(k, state):
-        centres, distance2 = state
-        new = w[jnp.argmax(jnp.where(present > 0, jnp.log(distance2 + 1e-12) + gumbel(numbers[k]), -jnp.inf))]
-        distance2 = jnp.minimum(distance2, jnp.sum((w - new[None]) ** 2, axis=1))
-        return centres.at[k].set(new), distance2
+        centres, chosen, distance2 = state
+        score = jnp.where(present > 0, jnp.log(distance2 + 1e-12) + gumbel(numbers[k]), -jnp.inf)
+        if groups is not None:
+            other = (k < groups.number) & (groups.label != k)
+            score = jnp.where(other & jnp.any((groups.label == k) & (present > 0)), -jnp.inf, score)
+        new = jnp.argmax(score)
+        distance2 = jnp.minimum(distance2, jnp.sum((w - w[new][None]) ** 2, axis=1))
+        return centres.at[k].set(w[new]), chosen.at[k].set(new), distance2
 
-    distance2 = jnp.sum((w - first[None]) ** 2, axis=1)
-    return jax.lax.fori_loop(1, num_components, add, (centres, distance2))[0]
+    distance2 = jnp.sum((w - w[first][None]) ** 2, axis=1)
+    chosen = jnp.full(num_components, first)
+    return jax.lax.fori_loop(1, num_components, add, (centres, chosen, distance2))[:2]
+
+
+def around(
+    means: Float[np.ndarray, "peaks dim"],
+    covariances: Float[np.ndarray, "peaks dim dim"],
+    weights: Float[np.ndarray, " peaks"],
+    df: float,
+    dtype,
+) -> Reference:
+    """A component for each of a few given ones, up to a power of two."""
+    k, d = means.shape
+    room = 1 << (k - 1).bit_length()
+    chols = np.zeros((room, d, d)) + np.eye(d)
+    for place, covariance in zip(chols, covariances, strict=False):
+        place[:] = np.linalg.cholesky(covariance + (1e-10 * np.trace(covariance) / d) * np.eye(d))
+    log_weights = np.full(room, -np.inf)
+    log_weights[:k] = np.log(weights / weights.sum())
+    filled = np.concatenate([means, np.zeros((room - k, d))])
+    arrays = (jnp.asarray(a, dtype) for a in (log_weights, filled, chols, df))
+    return Reference(_mixture(*arrays), no_warp(d, np.dtype(dtype)))
 
 
 def gaussian(mean, covariance, df: float, room: int) -> Reference:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._likelihood import Response
@@ -16,6 +16,7 @@ from enkg_ppl._programs import compiled
 from enkg_ppl._refine._blocks import in_blocks
 from enkg_ppl._refine._conditional import MOST_GIVEN, MOST_WORK, ConditionalGaussian, fit_conditional
 from enkg_ppl._refine._linearised import ridge_regression
+from enkg_ppl._refine._peaks import Peak, nearest_peak
 from enkg_ppl._refine._warp import candidates, choose_given, held_out, significant
 from enkg_ppl._types import AnyArray, Ensemble, Vector
 
@@ -34,10 +35,18 @@ class Group(NamedTuple):
 
 
 class Space:
-    """The simulator as a function of positions; `conditional`: None where positions are z."""
+    """The simulator as a function of positions; `conditional`: None where positions are z.
 
-    def __init__(self, evaluate: Evaluator, conditional: ConditionalGaussian | None = None):
-        self.evaluate, self.conditional = evaluate, conditional
+    `peaks`: of the posterior, in z, where a search found several that lie apart.
+    """
+
+    def __init__(
+        self,
+        evaluate: Evaluator,
+        conditional: ConditionalGaussian | None = None,
+        peaks: Sequence[Peak] = (),
+    ):
+        self.evaluate, self.conditional, self.peaks = evaluate, conditional, peaks
 
     @property
     def block(self) -> int:
@@ -62,6 +71,10 @@ class Space:
             return position, log_standard_normal(position)
         z, log_jacobian = in_blocks(_colour, self.block, (self.conditional,), position)
         return z, log_standard_normal(z) + log_jacobian
+
+    def labels(self, position: Ensemble) -> Int[np.ndarray, " particles"] | None:
+        """The peak that every particle belongs to; None where there is only one."""
+        return nearest_peak(self.peaks, self.latents(position)[0]) if len(self.peaks) > 1 else None
 
     def positions(self, z: Ensemble) -> Ensemble:
         """The inverse of `latents`."""

@@ -11,12 +11,16 @@ from enkg_ppl._problem import InverseProblem
 from enkg_ppl._refine._conditional import fit_conditional
 from enkg_ppl._refine._coordinates import encode_all
 from enkg_ppl._refine._mixing import DFS, best_fit
-from enkg_ppl._refine._reference import Reference, fit, inflated, mean_log_prob
-from enkg_ppl._refine._space import Simulated, Space, best_space, scales, simulated
+from enkg_ppl._refine._peaks import Found, Peak, find_peaks
+from enkg_ppl._refine._reference import Reference, around, fit, inflated, mean_log_prob
+from enkg_ppl._refine._space import Simulated, Space, best_space, log_standard_normal, scales, simulated
 from enkg_ppl._refine._steps import largest_step
-from enkg_ppl._refine._target import Start, log_weights
+from enkg_ppl._refine._target import Start, log_density, log_weights
 from enkg_ppl._types import Ensemble
 
+# Nats by which a start may be thinner at a peak than the posterior; and below the highest evidence, what does not matter.
+THIN, NEGLIGIBLE = 3.0, 7.0
+INFLATED, LEAST_WEIGHT, MAPPED = 1.5, 0.1, 16  # covariances around peaks; least relative weight; draws for coordinates
 PILOTS, PILOT_ESS = 128, 0.5  # particles that a start is tried with, and their effective share at its first step
 
 
@@ -33,6 +37,23 @@ class Starts:
     prior_share: tuple[float, float]
     inflation: tuple[float, float]
     scales: tuple[int, ...] = ()  # coordinates of z that others are to be given
+    found: Found | None = None  # peaks of the posterior, by `search`
+
+    def search(self, num_particles: int, spare: float, init: Ensemble | None = None) -> None:
+        """Look for peaks, from the draws of the prior that the guided flow began with, and from z `init`.
+
+        `spare`: evaluations that may be spent on it.
+        """
+        if self.evaluate.first_simulated is None:
+            return
+        x, response = self.evaluate.first_simulated
+        z = encode_all(self.problem.prior, x, self.evaluate.batch_size)
+        # With random numbers of its own: where there is one peak, all else goes on as without a search.
+        self.found = find_peaks(np.random.default_rng(0), self.evaluate, z, response, num_particles, spare, init)
+
+    @property
+    def _peaks(self) -> tuple[Peak, ...]:
+        return () if self.found is None else self.found.several
 
     def from_guided(self, z: Ensemble) -> tuple[Space, Start]:
         """From a guided ensemble.
@@ -40,14 +61,14 @@ class Starts:
         Where the problem has scales, this is tried beside the conditional Gaussian at the scales of the ensemble, which
         need not be near the posterior in all else: the better start is the one whose first step goes farther.
         """
-        plain = Space(self.evaluate)
+        plain = Space(self.evaluate, peaks=self._peaks)
         start = self._covering(plain, z, 0)
         pairs = self._pairs()
         self.scales = () if pairs is None else scales(self.evaluate, self.problem.free_values, pairs)
         if pairs is None or not self.scales or not self.evaluate.affords(2 * PILOTS):
             return plain, start
         free, d = self.problem.free_values, z.shape[1]
-        space = Space(self.evaluate, fit_conditional(free, pairs.free, pairs.response, self.scales, d))
+        space = Space(self.evaluate, fit_conditional(free, pairs.free, pairs.response, self.scales, d), self._peaks)
         position = self.rng.standard_normal(z.shape).astype(z.dtype)
         position[:, self.scales] = z[:, self.scales]
         other = self._covering(space, position, 0)
@@ -55,12 +76,13 @@ class Starts:
 
     def from_scouts(self, z: Ensemble) -> tuple[Space, Start]:
         """From draws of the posterior, which are simulated once more where the problem has scales."""
-        space = Space(self.evaluate)
+        space = Space(self.evaluate, peaks=self._peaks)
         if self.scales and self.evaluate.affords(len(z)):
             free, response = self.problem.free_values, self.evaluate.log_likelihood_and_response(z)[1]
             pairs = simulated(self.evaluate, free, z, response)
             if pairs is not None:
                 space = best_space(self.rng, self.evaluate, free, z, pairs, self.scales)
+                space.peaks = self._peaks
         return space, self._covering(space, space.positions(z), 1)
 
     def _pairs(self) -> Simulated | None:
@@ -75,13 +97,38 @@ class Starts:
         """A mixture, or the linearised posterior if that is better."""
         # As an array: a Python number would be part of the program, and every kernel be compiled for each share.
         share = np.asarray(self.prior_share[stage], position.dtype)
-        shape, score = best_fit(self.rng, position, self.num_components, self.room)
+        labels = space.labels(position)
+        shape, score = best_fit(self.rng, position, self.num_components, self.room, labels)
         linearised = self.linearised if space.conditional is None else None
         if linearised is not None and mean_log_prob(linearised, position) > score:
-            return Start(inflated(linearised, self.inflation[1]), share)
+            return self._with_peaks(space, Start(inflated(linearised, self.inflation[1]), share))
         # Heavy tails, whatever fits best: what the start leaves out, weights cannot bring back.
-        mixture = fit(self.rng, position, shape._replace(df=DFS[0]), self.room)
-        return Start(inflated(mixture, self.inflation[stage]), share)
+        mixture = fit(self.rng, position, shape._replace(df=DFS[0]), self.room, labels)
+        return self._with_peaks(space, Start(inflated(mixture, self.inflation[stage]), share))
+
+    def _with_peaks(self, space: Space, start: Start) -> Start:
+        """The same start, with a mixture around all peaks where it covers one of them too thinly."""
+        peaks = () if self.found is None else self.found.peaks
+        if not peaks:
+            return start
+        dtype, rng = start.reference.mixture.means.dtype, np.random.default_rng(1)
+        z = np.stack([peak.z for peak in peaks])
+        position, log_prior = space.positions(z.astype(dtype)), space.latents(space.positions(z.astype(dtype)))[1]
+        density = log_density(start, position, log_prior, space.block)
+        evidence = np.array([peak.log_evidence for peak in peaks])
+        # Laplace's posterior density at each peak, in the coordinates of the positions.
+        due = np.array([peak.log_posterior for peak in peaks]) - np.logaddexp.reduce(evidence)
+        due += log_prior - log_standard_normal(z)
+        if np.all((density > due - THIN) | (evidence < evidence.max() - NEGLIGIBLE)):
+            return start
+        covariances = []
+        for peak in peaks:
+            around_it = peak.z + rng.standard_normal((MAPPED * (z.shape[1] + 1), z.shape[1])) @ peak.chol.T
+            covariances.append(np.atleast_2d(np.cov(space.positions(around_it.astype(dtype)).T.astype(float))))
+        # Between what Laplace says of their masses and equal ones: the approximation may be far off.
+        weights = np.exp(np.maximum(evidence - evidence.max(), np.log(LEAST_WEIGHT)))
+        mixture = around(np.asarray(position, float), INFLATED * np.stack(covariances), weights, DFS[0], dtype)
+        return Start(start.reference, start.prior_share, mixture)
 
     def _first_step(self, space: Space, start: Start) -> float:
         group = space.group(start.sample(self.rng, PILOTS, space))

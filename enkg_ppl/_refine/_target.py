@@ -14,22 +14,30 @@ from enkg_ppl._refine._space import Group, Space
 from enkg_ppl._types import AnyArray, Ensemble, Scalar, Vector
 
 
+# Half for what the ensemble found, half for what the search found besides: either may be the truth.
+PEAK_SHARE = 0.5
+
+
 class Start(eqx.Module):
     """A proposal that covers the posterior: a fitted mixture with a share of the prior, so that no mode is lost.
 
     Half of that share is N(0, I) in the coordinates of the positions: the prior too where those are z, and else the
-    conditional Gaussian at scales drawn from their prior.
+    conditional Gaussian at scales drawn from their prior. `peaks`: a mixture around peaks that the other one does not
+    cover, with the share `PEAK_SHARE` of what the prior leaves; None where there are none.
     """
 
     reference: Reference
     prior_share: Scalar
+    peaks: Reference | None = None
 
     def log_prob(self, position: Vector, log_prior: Scalar) -> Scalar:
         normal = -0.5 * jnp.sum(position**2) - 0.5 * position.shape[0] * jnp.log(2 * jnp.pi)
         broad = jnp.logaddexp(log_prior, normal) - jnp.log(2.0)
-        return jnp.logaddexp(
-            jnp.log1p(-self.prior_share) + self.reference.log_prob(position), jnp.log(self.prior_share) + broad
-        )
+        fitted = self.reference.log_prob(position)
+        if self.peaks is not None:
+            others = self.peaks.log_prob(position)
+            fitted = jnp.logaddexp(jnp.log(1 - PEAK_SHARE) + fitted, jnp.log(PEAK_SHARE) + others)
+        return jnp.logaddexp(jnp.log1p(-self.prior_share) + fitted, jnp.log(self.prior_share) + broad)
 
     def sample(self, rng: np.random.Generator, num_particles: int, space: Space) -> Ensemble:
         """Positions, with a stratified choice of components: each gets its share of the particles to the nearest one.
@@ -41,12 +49,20 @@ class Start(eqx.Module):
         dtype = mixture.means.dtype
         share = float(self.prior_share)
         mixed = (1 - share) * np.exp(np.asarray(mixture.log_weights, float))
+        if self.peaks is not None:
+            others = np.exp(np.asarray(self.peaks.mixture.log_weights, float))
+            mixed = np.concatenate([(1 - PEAK_SHARE) * mixed, PEAK_SHARE * (1 - share) * others])
         edges = np.cumsum(np.concatenate([[share / 2, share / 2], mixed]))
         places = (np.arange(num_particles) + rng.random()) / num_particles * edges[-1]
-        component = np.minimum(np.searchsorted(edges, places), k + 1) - 2  # -2: the prior, -1: N(0, I)
+        component = np.minimum(np.searchsorted(edges, places), len(edges) - 1) - 2  # -2: the prior, -1: N(0, I)
         chi2 = rng.chisquare(float(mixture.df), num_particles).astype(dtype)
         normals = rng.standard_normal((num_particles, d)).astype(dtype)
-        position = in_blocks(_sample, space.block, (self.reference,), component, chi2, normals)
+        position = in_blocks(_sample, space.block, (self.reference,), np.minimum(component, k - 1), chi2, normals)
+        if self.peaks is not None:
+            at_peak = component >= k
+            chi2 = rng.chisquare(float(self.peaks.df), num_particles).astype(dtype)
+            around = in_blocks(_sample, space.block, (self.peaks,), np.maximum(component - k, 0), chi2, normals)
+            position = np.where(at_peak[:, None], around, position)
         of_prior = component == -2
         if of_prior.any():
             position[of_prior] = space.positions(normals[of_prior])
@@ -85,11 +101,16 @@ def _start_log_prob(start: Start, position: Ensemble, log_prior) -> Float[AnyArr
     return jax.vmap(start.log_prob)(position, log_prior)
 
 
+def log_density(start: Start, position: Ensemble, log_prior, block: int) -> Float[np.ndarray, " particles"]:
+    """Of the start at every position; `log_prior`: the prior's there."""
+    return in_blocks(_start_log_prob, block, (start,), position, log_prior)
+
+
 def log_weights(start: Start | None, group: Group, block: int) -> Float[np.ndarray, " particles"]:
     """Log of posterior over start at every particle."""
     if start is None:
         return np.asarray(group.log_likelihood)
-    density = in_blocks(_start_log_prob, block, (start,), group.position, group.log_prior)
+    density = log_density(start, group.position, group.log_prior, block)
     # Where the prior is zero, so is the posterior.
     possible = np.isfinite(group.log_prior)
     return np.where(possible, group.log_prior - density, -np.inf) + group.log_likelihood

@@ -13,6 +13,7 @@ from enkg_ppl._refine._base import Progress, Refinement, check_halves, host_rng,
 from enkg_ppl._refine._blocks import block_size
 from enkg_ppl._refine._coordinates import decode_all, encode_all
 from enkg_ppl._refine._linearised import simulated_reference
+from enkg_ppl._refine._missing import evidence_disagrees, missing_modes
 from enkg_ppl._refine._mixing import Cycles, mix, most_components
 from enkg_ppl._refine._reference import Reference
 from enkg_ppl._refine._space import Group, Space
@@ -111,11 +112,13 @@ class TemperedSMC(Refinement):
         tempering = _Tempering(self, rng, evaluate, room, linearised, problem.dim, dtype, progress)
         starts = Starts(rng, evaluate, problem, linearised, self.num_components, room, self.prior_share, self.inflation)
         space, start, stage, runs = Space(evaluate), None, 0, []
+        reserve, scouts = RESERVE * num_particles, self._scouts(problem.dim)
         if guided is not None:
+            tempering.say(0.0, "searching for modes")
+            # Half of what the ensembles leave: what is found makes them cheaper, what is not may not take their place.
+            starts.search(num_particles, 0.5 * (evaluate.remaining - reserve - RESERVE_SCOUTS * scouts))
             with evaluate.ledger.reserving(num_particles):  # for the first look at the whole ensemble
                 space, start = starts.from_guided(encode_all(problem.prior, guided, evaluate.batch_size))
-        reserve = RESERVE * num_particles
-        scouts = self._scouts(problem.dim)
         if scouts < num_particles and evaluate.affords(reserve + RESERVE_SCOUTS * scouts):
             tempering.say(0.0, f"{scouts} scouts")
             with evaluate.ledger.reserving(reserve):
@@ -129,6 +132,10 @@ class TemperedSMC(Refinement):
         levels = [level for run in runs for level in run.levels]
         z, _ = space.latents(last.ensemble.position)
         x = decode_all(problem.prior, z, evaluate.batch_size)
+        messages = _out_of_budget(runs, evaluate.limit) + missing_modes(starts.found, z)
+        if len(runs) > 1:
+            of_runs = [(run.log_evidence, _evidence_error(run.levels, len(run.log_weights))) for run in runs]
+            messages += evidence_disagrees(*of_runs)
         return Posterior(
             draws=x,
             log_likelihood=last.ensemble.log_likelihood,
@@ -145,11 +152,21 @@ class TemperedSMC(Refinement):
                 "correlation_limit": levels[-1]["limit"],
                 "weight_ess": levels[-1]["ess"] * num_particles,
                 "num_failed": evaluate.num_failed - num_failed,
+                **_search_stats(starts, evaluate),
                 "levels": levels,
             },
-            messages=_out_of_budget(runs, evaluate.limit),
+            messages=messages,
             log_weights=last.log_weights,
         )
+
+
+def _search_stats(starts: Starts, evaluate: Evaluator) -> dict:
+    found = starts.found
+    if found is None:
+        return {}
+    return {
+        "search": f"{found.num_searches} -> {[(round(p.log_evidence, 1), p.hits) for p in found.peaks[:6]]}, chi2 {found.misfit:.2f}"
+    }
 
 
 @dataclasses.dataclass

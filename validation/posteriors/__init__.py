@@ -14,12 +14,23 @@ from validation.posteriors import (
     posteriordb,
     rugged,
     sbibm,
+    separated,
     smooth,
 )
 from validation.target import Target
 
 # Families that need nothing but this checkout, and families whose reference draws are files.
-BUILT_IN: tuple = (closed_form, mixture, smooth, everyday, rugged, gaussian_field, nonlinear_field, network_prior)
+BUILT_IN: tuple = (
+    closed_form,
+    mixture,
+    smooth,
+    everyday,
+    rugged,
+    separated,
+    gaussian_field,
+    nonlinear_field,
+    network_prior,
+)
 FILED: tuple = (sbibm, posteriordb)
 
 

@@ -1,0 +1,55 @@
+"""What says that a mode may be missing: searches, pilot and whole ensemble must tell one story."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from enkg_ppl._refine._peaks import Found, nearest_peak
+from enkg_ppl._types import Ensemble
+
+# Share of the draws around peaks that a single search found, above which others may have been overlooked.
+LARGEST_SHARE_OF_ONE = 0.05
+# Share by Laplace's approximation, above which a peak should have draws; and share of the draws that count as none.
+LEAST_LAPLACE, ABSENT = 0.1, 0.01
+# Difference of two log evidences: in standard errors, and nats that the errors do not know of.
+LARGEST_Z, SLACK = 5.0, 1.0
+REMEDY = "raise num_particles, or pass known starting points as init="
+
+
+def missing_modes(found: Found | None, z: Ensemble) -> list[str]:
+    """Sentences on peaks that were found by luck, or lost again; `z`: draws of the posterior."""
+    if found is None or not found.peaks:
+        return []
+    share = np.bincount(nearest_peak(found.peaks, z), minlength=len(found.peaks)) / len(z)
+    evidence = np.array([peak.log_evidence for peak in found.peaks])
+    laplace = np.exp(evidence - np.logaddexp.reduce(evidence))
+    by_one = float(share[[peak.hits < 2 for peak in found.peaks]].sum())
+    sentences = []
+    if by_one > LARGEST_SHARE_OF_ONE:
+        sentences.append(
+            f"a mode may be missing: {by_one:.0%} of the draws are around peaks that only one of {found.num_searches} "
+            f"searches found, so others may have been overlooked; {REMEDY}"
+        )
+    if found.rugged:
+        sentences.append(
+            f"a mode may be missing: {found.num_searches - found.num_hits} of {found.num_searches} searches from prior draws ended "
+            f"at fits too poor to matter, so there are many and a good one may have been overlooked; {REMEDY}"
+        )
+    lost = (laplace > LEAST_LAPLACE) & (share < ABSENT)
+    if lost.any():
+        sentences.append(
+            f"a mode may be missing: about {laplace[lost].sum():.0%} of the posterior should be around peaks that a "
+            f"search found, and {share[lost].sum():.1%} of the draws are; {REMEDY}"
+        )
+    return sentences
+
+
+def evidence_disagrees(pilot: tuple[float, float], whole: tuple[float, float]) -> list[str]:
+    """A sentence where the log evidence of pilot and whole ensemble, each with its standard error, differ."""
+    difference, error = abs(pilot[0] - whole[0]), float(np.hypot(pilot[1], whole[1]))
+    if difference <= LARGEST_Z * error + SLACK:
+        return []
+    return [
+        f"a mode may be missing: the log evidence of the pilot ensemble is {pilot[0]:.1f} and that of the whole one "
+        f"{whole[0]:.1f}, which their errors ({error:.2f}) do not explain; {REMEDY}"
+    ]
