@@ -20,8 +20,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive
 from jax.extend.core.primitives import scan_p, while_p
 from jax.interpreters import ad, batching, mlir
 
-_host_call = Primitive("host_call")
-_host_call.multiple_results = True
+host_call_p = Primitive("host_call")
+host_call_p.multiple_results = True
 
 
 def host_call(function: Callable, result: Any, *args: Any, flagged: bool = False) -> Any:
@@ -37,7 +37,7 @@ def host_call(function: Callable, result: Any, *args: Any, flagged: bool = False
     def flat(*args):
         return jax.tree.leaves(function(*args))
 
-    found = _host_call.bind(*(jnp.asarray(a) for a in args), function=flat, shapes=shapes, flagged=flagged)
+    found = host_call_p.bind(*(jnp.asarray(a) for a in args), function=flat, shapes=shapes, flagged=flagged)
     return jax.tree.unflatten(structure, found)
 
 
@@ -55,7 +55,7 @@ def has_loops(program: Any) -> bool:
 def _host_primitives() -> frozenset[Primitive]:
     """Ours, and those of JAX's callbacks, which it does not give names to outside of its programs."""
     number = jax.ShapeDtypeStruct((), np.float32)
-    found = {_host_call}
+    found = {host_call_p}
     for callback in (jax.pure_callback, io_callback):
         found |= primitives_of(jax.make_jaxpr(lambda call=callback: call(lambda: np.float32(0), number))())
     return frozenset(found)
@@ -91,7 +91,7 @@ def _on_host(function: Callable, *args) -> tuple[np.ndarray, ...]:
     return tuple(np.asarray(value) for value in function(*(np.array(a) for a in args)))
 
 
-@_host_call.def_impl
+@host_call_p.def_impl
 def _now(*args, function, shapes, flagged):
     found = _on_host(function, *args)
     for value, (shape, dtype) in zip(found, shapes, strict=True):
@@ -100,7 +100,7 @@ def _now(*args, function, shapes, flagged):
     return [jnp.asarray(value) for value in found]
 
 
-@_host_call.def_abstract_eval
+@host_call_p.def_abstract_eval
 def _abstract(*_, function, shapes, flagged):
     return [ShapedArray(*shape) for shape in shapes]
 
@@ -112,7 +112,7 @@ def _batch(args, axes, *, function, shapes, flagged):
         for a, axis in zip(args, axes, strict=True)
     ]
     shapes = tuple(((size, *shape), dtype) for shape, dtype in shapes)
-    return _host_call.bind(*leading, function=function, shapes=shapes, flagged=flagged), [0] * len(shapes)
+    return host_call_p.bind(*leading, function=function, shapes=shapes, flagged=flagged), [0] * len(shapes)
 
 
 def _lower(ctx, *operands, function, shapes, flagged):
@@ -140,6 +140,6 @@ def _no_gradient(*_, **__):
     raise TypeError("host code within a JAX program has no gradient: use a method that needs none")
 
 
-ad.primitive_jvps[_host_call] = _no_gradient
-batching.primitive_batchers[_host_call] = _batch
-mlir.register_lowering(_host_call, _lower)
+ad.primitive_jvps[host_call_p] = _no_gradient
+batching.primitive_batchers[host_call_p] = _batch
+mlir.register_lowering(host_call_p, _lower)

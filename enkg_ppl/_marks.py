@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Bool
 
-from enkg_ppl._host_call import NAME
+from enkg_ppl._host_call import host_call_p
 from enkg_ppl._types import AnyArray
 
 # Names of equations that are a program of their own, run once.
@@ -95,7 +95,7 @@ def _may_lose(program: Jaxpr, marked: Sequence[bool]) -> tuple[bool, list[bool]]
 
 def is_source(eqn) -> bool:
     """Whether an equation is a black box, whose last result says if it failed."""
-    return eqn.primitive.name == NAME and eqn.params["flagged"]
+    return eqn.primitive is host_call_p and eqn.params["flagged"]
 
 
 def _asks_for_nan(eqn) -> bool:
@@ -244,5 +244,5 @@ def _while(eqn, inputs, into):
     return values, [m | turning for m in marks]
 
 
-_RULES = {NAME: _host_call, "select_n": _select, "cond": _cond, "scan": _scan, "while": _while}
+_RULES = {host_call_p.name: _host_call, "select_n": _select, "cond": _cond, "scan": _scan, "while": _while}
 _RULES |= dict.fromkeys(_CALLS, _call)

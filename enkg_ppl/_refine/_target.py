@@ -13,7 +13,6 @@ from enkg_ppl._refine._reference import Reference
 from enkg_ppl._refine._space import Group, Space
 from enkg_ppl._types import AnyArray, Ensemble, Scalar, Vector
 
-
 # Half for what the ensemble found, half for what the search found besides: either may be the truth.
 PEAK_SHARE = 0.5
 
