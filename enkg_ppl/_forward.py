@@ -263,7 +263,7 @@ class Evaluator:
 
     def _unknown(self, x: Ensemble, finish: Finish):
         """What `finish` makes of outputs that nobody knows, for its shapes."""
-        shapes = jax.eval_shape(lambda x: _simulate(self.problem.forward, x), x)
+        shapes = jax.eval_shape(jax.vmap(self.problem.forward), x)
         return finish(self.problem.likelihood, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes), 1)
 
     def _simulate(self, x: Ensemble, finish: Finish):

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import equinox as eqx
+import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 
 from enkg_ppl._blackbox import watch_black_boxes
 from enkg_ppl._correction import Correction, KalmanCorrection
@@ -46,6 +48,7 @@ def infer(
     chunk_size: int | None = None,
     guided: bool = True,
     check: bool = True,
+    init: Ensemble | None = None,
     evaluator: Evaluator | None = None,
     progress: Progress | None = None,
 ) -> Posterior:
@@ -55,8 +58,9 @@ def infer(
     is. `max_forward_evaluations`: of the simulator, never exceeded. `chunk_size`: particles simulated at a time, to
     bound memory. `guided`: False leaves the guided flow out (where the likelihood offers no working response).
     `check`: whether a guided ensemble that nothing refines is simulated once more, to see whether it is the posterior
-    (see `enkg_ppl._field_diagnostics`). `evaluator`: simulates and counts, for this problem; its own limit holds where
-    `max_forward_evaluations` is None.
+    (see `enkg_ppl._field_diagnostics`). `init`: latent vectors, shape (points, dim), from which modes are known to be
+    within reach: `TemperedSMC` searches from them besides, other refinements begin with particles there. `evaluator`:
+    simulates and counts, for this problem; its own limit holds where `max_forward_evaluations` is None.
 
     Returns a `Posterior`; its `stats` say what was chosen and why, its `messages` what should not be trusted, and where
     the budget cut the run short.
@@ -66,6 +70,8 @@ def infer(
     refinement, reason = choose(problem, num_particles) if refine == "auto" else (refine, "asked for")
     if refinement is None and not guided:
         raise ValueError("without the guided flow and without a refinement there is nothing to do: set refine")
+    if init is not None and (refinement is None or not guided):
+        raise ValueError("init needs a refinement and data that the guided flow can use: leave refine at 'auto'")
     evaluate = evaluator or Evaluator(problem, block_size(num_particles), chunk_size)
     ledger = evaluate.ledger
     before, failed_before, ledger.short = ledger.count, ledger.num_failed, False
@@ -99,11 +105,18 @@ def infer(
         flow.stats["refinement"] = "none: asked for"
         posterior = _checked(flow, problem, evaluate) if check else flow
     else:
+        draws, options = None if flow is None else flow.draws, {}
+        if init is not None and isinstance(refinement, TemperedSMC):
+            options = {"init": np.asarray(init)}
+        elif init is not None and draws is not None:
+            rows = np.linspace(0, len(draws) - 1, min(len(init), len(draws))).astype(int)
+            draws = jnp.asarray(draws).at[rows].set(jnp.asarray(init, draws.dtype)[: len(rows)])
         posterior = refinement.run(
             key_refine,
             problem,
             num_particles=num_particles,
-            guided=None if flow is None else flow.draws,
+            guided=draws,
+            **options,
             evaluator=refinement.evaluator(problem, evaluate),
             progress=None if progress is None else progress.refine,
         )

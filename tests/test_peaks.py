@@ -74,7 +74,7 @@ class UnknownNoise(Likelihood):
 
 
 def test_an_unknown_noise_level_is_found_too():
-    """Forty data around 2 with noise 0.05, under a prior of the noise around 1: the peak is where SciPy's BFGS puts it."""
+    """Forty data around 2 with noise 0.05, where the prior has 1: the peak is where SciPy's BFGS puts it."""
     y = jnp.asarray(2 + 0.05 * np.random.default_rng(3).standard_normal(40))
     problem = InverseProblem(
         GaussianPrior.standard(2), lambda z: jnp.concatenate([jnp.full(40, 3 * z[0]), 2 * z[1:]]), UnknownNoise(y)
@@ -141,7 +141,7 @@ def test_particles_belong_to_the_peak_in_whose_width_they_are():
 
 
 def test_groups_far_narrower_than_their_distance_are_fitted_as_narrow():
-    """Clusters 1e-4 wide and 2 apart: held-out draws have the density of the truth; without labels a factor 1e4 less."""
+    """Clusters 1e-4 wide and 2 apart: held-out draws have the density of the truth, not 1e4 times less."""
     rng = np.random.default_rng(4)
     centres, labels = np.array([[-1.0, 0.5], [1.0, 0.0]]), np.arange(400) % 2
     z, held_out = (centres[labels] + NOISE * rng.standard_normal((400, 2)) for _ in range(2))
@@ -172,7 +172,7 @@ def test_a_start_around_peaks_is_normalised_and_drawn_from():
 
 @pytest.mark.slow
 def test_modes_that_the_guided_ensemble_loses_are_there():
-    """Two hundred particles, four roots at noise 1e-4: shares within five standard errors, evidence by the Jacobians."""
+    """Four roots at noise 1e-4: shares within five standard errors, evidence by the Jacobians."""
     at, jacobian, mass = solutions()
     posterior = infer(jax.random.key(0), ROOTS, num_particles=256)
     share = np.bincount(((np.asarray(posterior.draws)[:, None] - at[None]) ** 2).sum(-1).argmin(1), minlength=4) / 256

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from enkg_ppl._diagnostics import Diagnostics
 from enkg_ppl._ensembles import METHODS, EnsembleMethod, Meeting, run_ensembles
 from enkg_ppl._failure import MOST_CHECKS, Run, continue_run
 from enkg_ppl._forward import Evaluator
-from enkg_ppl._infer import LEAST, Progress, infer
+from enkg_ppl._infer import Progress, infer
 from enkg_ppl._ledger import Ledger
 from enkg_ppl._numpyro._arguments import (
     about_plates,
@@ -30,6 +30,7 @@ from enkg_ppl._numpyro._arguments import (
     check_model,
     refuse_unknown,
 )
+from enkg_ppl._numpyro._init import starting_points
 from enkg_ppl._numpyro._model import NumPyroModel
 from enkg_ppl._numpyro._partial import PartialResult, kept_on_failure
 from enkg_ppl._numpyro._predict import predict, sample_observed
@@ -44,8 +45,10 @@ from enkg_ppl._progress import ProgressBar
 from enkg_ppl._refine import Refinement
 from enkg_ppl._refine._blocks import block_size
 from enkg_ppl._schedule import Schedule
+from enkg_ppl._types import Ensemble
 
 MAX_LISTED = 64  # entries of a diffusion prior's site that a summary lists one by one
+AMPLE = 20  # simulations a particle, below which a budget has none left to repeat
 SEED_PRIOR, SEED_PREDICTIVE = 0, 1  # of what `to_arviz` draws on request
 
 
@@ -69,6 +72,8 @@ class EnKG(MCMC):
     warning says where it cut the run short; what it cannot pay for at all is refused before the first simulation.
     `progress_bar`: show one.
     `chunk_size`: particles simulated at a time, to bound memory (default: all).
+    `init`: known starting points, a dictionary with a value of every latent site, or a list of such; modes within
+    their reach are found, whatever else is.
 
     Source: Zheng et al., arXiv 2409.20175 (guidance); see `TemperedSMC` for the refinement.
     """
@@ -86,6 +91,7 @@ class EnKG(MCMC):
         progress_bar: bool = True,
         max_forward_evaluations: int | None = None,
         chunk_size: int | None = None,
+        init: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         **unknown: Any,
     ):
         # MCMC.__init__ sets up chains of a kernel; there is none here, so it is not called.
@@ -114,6 +120,9 @@ class EnKG(MCMC):
             check_count("max_forward_evaluations", max_forward_evaluations, 1, "a budget for the whole run, or None")
         self.max_forward_evaluations = max_forward_evaluations
         self.chunk_size = chunk_size
+        if init is not None and refine is None:
+            raise ValueError("init needs a refinement, which searches from there: leave refine at 'auto'")
+        self.init = init
         # What readers of an MCMC look at.
         self.sampler = SimpleNamespace(model=model)
         self.num_chains, self.num_samples, self.thinning = num_ensembles, num_particles, 1
@@ -150,11 +159,12 @@ class EnKG(MCMC):
         rng_key = as_typed_key(rng_key)
         numpyro_model = NumPyroModel(self.model, args, kwargs)
         problem = numpyro_model.problem()
+        init = None if self.init is None else starting_points(numpyro_model, self.init)
         ledgers = Ledger.shared(self.max_forward_evaluations, self.num_ensembles)
         evaluator = Evaluator(problem, block_size(self.num_particles), self.chunk_size)
         finished: dict[int, Posterior] = {}
         limit = ledgers[0].limit
-        seen = Run(check=limit is None or limit >= (LEAST + 1) * self.num_particles + MOST_CHECKS)
+        seen = Run(check=limit is None or limit >= AMPLE * self.num_particles)
         held = MOST_CHECKS if seen.check and evaluator.on_host else 0
         for ledger in ledgers:
             ledger.held += held  # for a repeated simulation, by which a random one is found out
@@ -168,7 +178,7 @@ class EnKG(MCMC):
                 progress = Progress(functools.partial(bar.guide, i), functools.partial(bar.refine, i))
                 own = evaluator.another(ledgers[i], meeting)
                 with ledgers[i].reserving(self.num_particles):  # for the last look at the draws
-                    finished[i] = self._infer(jr.fold_in(rng_key, i), numpyro_model, problem, own, progress)
+                    finished[i] = self._infer(jr.fold_in(rng_key, i), numpyro_model, problem, own, init, progress)
                 bar.done(i)
                 return finished[i]
 
@@ -198,6 +208,7 @@ class EnKG(MCMC):
         numpyro_model: NumPyroModel,
         problem: InverseProblem,
         evaluator: Evaluator,
+        init: Ensemble | None,
         progress: Progress,
     ) -> Posterior:
         """One ensemble: the guided flow, then the refinement."""
@@ -212,6 +223,7 @@ class EnKG(MCMC):
             schedule=self.schedule,
             refine=self.refine,
             guided=bool(numpyro_model.guided),
+            init=init,
             check=False,  # the last look at the draws does that
             evaluator=evaluator,
             progress=progress,

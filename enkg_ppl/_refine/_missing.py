@@ -31,9 +31,10 @@ def missing_modes(found: Found | None, z: Ensemble) -> list[str]:
             f"searches found, so others may have been overlooked; {REMEDY}"
         )
     if found.rugged:
+        elsewhere = found.num_searches - found.num_hits
         sentences.append(
-            f"a mode may be missing: {found.num_searches - found.num_hits} of {found.num_searches} searches from prior draws ended "
-            f"at fits too poor to matter, so there are many and a good one may have been overlooked; {REMEDY}"
+            f"a mode may be missing: {elsewhere} of {found.num_searches} searches from prior draws ended at "
+            f"fits too poor to matter, so there are many and a good one may have been overlooked; {REMEDY}"
         )
     lost = (laplace > LEAST_LAPLACE) & (share < ABSENT)
     if lost.any():

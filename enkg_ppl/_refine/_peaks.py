@@ -184,14 +184,14 @@ def find_peaks(
         rows, order = order[:batch], order[batch:]
         if len(rows) < 2 or not objective.affords(len(rows)):
             break
-        ends = _joined(ends, _search(rng, objective, z[rows].astype(float)))
+        ends = _joined(ends, _begun(objective, z[rows].astype(float)))
         if init is not None and objective.affords(len(init)):
-            known = _search(rng, objective, np.asarray(init, float))
-            if known is not None:
-                known.hits[:] = LEAST_HITS  # found on purpose, which says nothing of how hard it is to find
+            known = _begun(objective, np.asarray(init, float))
+            known.hits[:] = LEAST_HITS  # found on purpose, which says nothing of how hard it is to find
             ends, init = _joined(ends, known), None
-        if ends is None:
+        if not len(ends.z):
             continue
+        _go_on(rng, objective, ends)
         _merge(ends)
         found = _peaks(objective, ends)
         left -= min(allowance, left) - objective.left
@@ -201,11 +201,11 @@ def find_peaks(
     return found
 
 
-def _search(rng: np.random.Generator, objective: _Objective, z: Float[np.ndarray, "n dim"]) -> _Searches | None:
-    """Climb from every row of z."""
+def _begun(objective: _Objective, z: Float[np.ndarray, "n dim"]) -> _Searches:
+    """Searches at every row of z that can be simulated."""
     n, d = z.shape
     log_posterior, response = objective(z)
-    s = _Searches(
+    searches = _Searches(
         z,
         log_posterior,
         response,
@@ -217,8 +217,13 @@ def _search(rng: np.random.Generator, objective: _Objective, z: Float[np.ndarray
         np.isfinite(log_posterior),
         np.zeros(n, bool),
     )
-    s.keep(s.active)
-    # What is not settled when the steps are used up is taken as it is: a density that is high anyway.
+    searches.keep(searches.active)
+    return searches
+
+
+def _go_on(rng: np.random.Generator, objective: _Objective, s: _Searches) -> None:
+    """Climb. What has not arrived when the steps are used up goes on in the next round, if there is one."""
+    d = s.z.shape[1]
     for step in range(MOST_STEPS):
         here = np.flatnonzero(s.active)
         if not len(here) or not objective.affords(len(here) * (d + 1)):
@@ -227,12 +232,11 @@ def _search(rng: np.random.Generator, objective: _Objective, z: Float[np.ndarray
         _climb(objective, s, here)
         if step >= 1:
             _merge(s)
-    return s if len(s.z) else None
 
 
-def _joined(a: _Searches | None, b: _Searches | None) -> _Searches | None:
-    if a is None or b is None:
-        return b if a is None else a
+def _joined(a: _Searches | None, b: _Searches) -> _Searches:
+    if a is None:
+        return b
     names = [field.name for field in dataclasses.fields(_Searches) if field.name != "response"]
     arrays = {name: np.concatenate([getattr(a, name), getattr(b, name)]) for name in names}
     return _Searches(response=Response(*map(np.concatenate, zip(a.response, b.response, strict=True))), **arrays)

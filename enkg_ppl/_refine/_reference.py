@@ -130,7 +130,7 @@ INFLATION = 1.1  # of every covariance, against overconfidence of the fit
 class Groups(NamedTuple):
     """Particles around different peaks of the posterior, whose spreads may differ by orders of magnitude.
 
-    `label`: group of every particle, 0 for the largest. `covariances`: of each group; the rows after `number` are empty.
+    `label`: group of every particle, 0 for the largest. `covariances`: of each; rows after `number` are empty.
     """
 
     label: Int[AnyArray, " particles"]

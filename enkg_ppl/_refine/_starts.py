@@ -18,7 +18,7 @@ from enkg_ppl._refine._steps import largest_step
 from enkg_ppl._refine._target import Start, log_density, log_weights
 from enkg_ppl._types import Ensemble
 
-# Nats by which a start may be thinner at a peak than the posterior; and below the highest evidence, what does not matter.
+# Nats by which a start may be thinner at a peak than the posterior, and by which evidence is too low to matter.
 THIN, NEGLIGIBLE = 3.0, 7.0
 INFLATED, LEAST_WEIGHT, MAPPED = 1.5, 0.1, 16  # covariances around peaks; least relative weight; draws for coordinates
 PILOTS, PILOT_ESS = 128, 0.5  # particles that a start is tried with, and their effective share at its first step

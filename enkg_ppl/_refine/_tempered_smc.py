@@ -15,6 +15,7 @@ from enkg_ppl._refine._coordinates import decode_all, encode_all
 from enkg_ppl._refine._linearised import simulated_reference
 from enkg_ppl._refine._missing import evidence_disagrees, missing_modes
 from enkg_ppl._refine._mixing import Cycles, mix, most_components
+from enkg_ppl._refine._peaks import Found
 from enkg_ppl._refine._reference import Reference
 from enkg_ppl._refine._space import Group, Space
 from enkg_ppl._refine._starts import Starts
@@ -101,7 +102,9 @@ class TemperedSMC(Refinement):
         guided: Ensemble | None = None,
         evaluator: Evaluator | None = None,
         progress: Progress | None = None,
+        init: Ensemble | None = None,
     ) -> Posterior:
+        """See `Refinement.run`; `init`: latent vectors, shape (points, dim), to search for peaks from as well."""
         check_halves(self, num_particles)
         evaluate = evaluator or Evaluator(standardised(problem), block_size(num_particles))
         count, num_failed = evaluate.count, evaluate.num_failed
@@ -116,7 +119,9 @@ class TemperedSMC(Refinement):
         if guided is not None:
             tempering.say(0.0, "searching for modes")
             # Half of what the ensembles leave: what is found makes them cheaper, what is not may not take their place.
-            starts.search(num_particles, 0.5 * (evaluate.remaining - reserve - RESERVE_SCOUTS * scouts))
+            spare = 0.5 * (evaluate.remaining - reserve - RESERVE_SCOUTS * scouts)
+            known = None if init is None else encode_all(problem.prior, init, evaluate.batch_size)
+            starts.search(num_particles, spare, known)
             with evaluate.ledger.reserving(num_particles):  # for the first look at the whole ensemble
                 space, start = starts.from_guided(encode_all(problem.prior, guided, evaluate.batch_size))
         if scouts < num_particles and evaluate.affords(reserve + RESERVE_SCOUTS * scouts):
@@ -152,7 +157,7 @@ class TemperedSMC(Refinement):
                 "correlation_limit": levels[-1]["limit"],
                 "weight_ess": levels[-1]["ess"] * num_particles,
                 "num_failed": evaluate.num_failed - num_failed,
-                **_search_stats(starts, evaluate),
+                **_of_search(starts.found),
                 "levels": levels,
             },
             messages=messages,
@@ -160,13 +165,11 @@ class TemperedSMC(Refinement):
         )
 
 
-def _search_stats(starts: Starts, evaluate: Evaluator) -> dict:
-    found = starts.found
+def _of_search(found: Found | None) -> dict[str, int]:
+    """What the search for peaks did, for diagnostics."""
     if found is None:
         return {}
-    return {
-        "search": f"{found.num_searches} -> {[(round(p.log_evidence, 1), p.hits) for p in found.peaks[:6]]}, chi2 {found.misfit:.2f}"
-    }
+    return {"num_searches": found.num_searches, "num_peaks": len(found.peaks)}
 
 
 @dataclasses.dataclass
