@@ -125,6 +125,7 @@ def test_what_says_that_a_mode_may_be_missing():
     (sentence,) = missing_modes(Found((near,), 90, 1.0, 4), draws[:80])
     assert "81 of 90 searches from prior draws ended at fits too poor to matter" in sentence
     assert not missing_modes(Found((near, far._replace(hits=5)), 20, 1.0, 4), draws)
+    assert not missing_modes(Found((near, far._replace(log_evidence=-9.0)), 20, 1.0, 4), draws)
     assert not missing_modes(None, draws)
 
 

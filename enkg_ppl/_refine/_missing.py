@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from enkg_ppl._refine._peaks import Found, nearest_peak
+from enkg_ppl._refine._peaks import WEIGHTY, Found, nearest_peak
 from enkg_ppl._types import Ensemble
 
 # Share of the draws around peaks that a single search found, above which others may have been overlooked.
@@ -23,7 +23,9 @@ def missing_modes(found: Found | None, z: Ensemble) -> list[str]:
     share = np.bincount(nearest_peak(found.peaks, z), minlength=len(found.peaks)) / len(z)
     evidence = np.array([peak.log_evidence for peak in found.peaks])
     laplace = np.exp(evidence - np.logaddexp.reduce(evidence))
-    by_one = float(share[[peak.hits < 2 for peak in found.peaks]].sum())
+    # What Laplace thinks nothing of may be broad and take draws of others.
+    weighty = evidence > evidence.max() - WEIGHTY
+    by_one = float(share[weighty & np.array([peak.hits < 2 for peak in found.peaks])].sum())
     sentences = []
     if by_one > LARGEST_SHARE_OF_ONE:
         sentences.append(
