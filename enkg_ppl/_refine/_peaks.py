@@ -231,7 +231,7 @@ def _go_on(rng: np.random.Generator, objective: _Objective, s: _Searches) -> Non
         _slopes(rng, objective, s, here)
         _climb(objective, s, here)
         if step >= 1:
-            _merge(s)
+            _merge(s, here)
 
 
 def _joined(a: _Searches | None, b: _Searches) -> _Searches:
@@ -345,18 +345,22 @@ def _promised(precision: Float[np.ndarray, "n dim dim"], gradient: Float[np.ndar
     return 0.5 * np.einsum("ni,ni->n", gradient, np.linalg.solve(precision, gradient[:, :, None])[..., 0])
 
 
-def _merge(s: _Searches) -> None:
-    """Searches that have come together go on as one, the higher."""
-    kept: list[int] = []
-    for row in np.argsort(-s.log_posterior):
-        for other in kept:
-            step = s.z[row] - s.z[other]
-            if min(step @ s.precision[row] @ step, step @ s.precision[other] @ step) < SAME**2:
-                s.hits[other] += s.hits[row]
-                break
-        else:
-            kept.append(int(row))
-    s.keep(np.array(sorted(kept)))
+def _merge(s: _Searches, rows: np.ndarray | None = None) -> None:
+    """Searches that have come together go on as one, the higher; `rows`: those that may have moved (default: all)."""
+    rows = np.arange(len(s.z)) if rows is None else rows
+    left = np.ones(len(s.z), bool)
+    rank = np.empty(len(s.z), int)
+    rank[np.argsort(s.log_posterior, kind="stable")] = np.arange(len(s.z))
+    for row in rows[np.argsort(rank[rows])]:  # the lowest first: what it joins may join a higher one
+        higher = np.flatnonzero(left & (rank > rank[row]))
+        step = s.z[higher] - s.z[row]
+        here = np.einsum("ni,ij,nj->n", step, s.precision[row], step)
+        there = np.einsum("ni,nij,nj->n", step, s.precision[higher], step)
+        distance = np.minimum(here, there)
+        if len(higher) and distance.min() < SAME**2:
+            s.hits[higher[distance.argmin()]] += s.hits[row]
+            left[row] = False
+    s.keep(left)
 
 
 def _peaks(objective: _Objective, s: _Searches) -> Found:
