@@ -10,7 +10,6 @@ import pytest
 import scipy.stats as st
 
 from enkg_ppl import EnKG, GaussianPrior, KalmanCorrection, blackbox
-from enkg_ppl._correction import Level
 from enkg_ppl._correction._bounds import bounded
 from enkg_ppl._correction._kalman import _analyse
 from enkg_ppl._correction._slope import no_pairs
@@ -52,9 +51,9 @@ def steps_of(x, memory, responses, sigma, numbers):
     """The Kalman step of every family."""
 
     def of_one(x, memory, response):
-        level = Level(jnp.asarray(0), 2, sigma, 0.5 * sigma)
-        prior = GaussianPrior.standard(DIM)
-        return _analyse(KalmanCorrection(), prior, x, 0.9 * x, response, level, memory, numbers[:, :2], numbers)
+        usual, prior = KalmanCorrection(), GaussianPrior.standard(DIM)
+        settings, sigmas = (usual.memory, usual.max_innovation), (sigma, 0.5 * sigma)
+        return _analyse(settings, prior, x, 0.9 * x, response, sigmas, memory, numbers[:, :2], numbers)
 
     return jax.vmap(of_one)(x, memory, responses)
 

@@ -191,7 +191,8 @@ def test_rejected_whole_numbers_are_in_no_draw():
 
     simulate = blackbox(counts, (2,), dtype=int, on_failure="reject")
     enkg = EnKG(model_of(lambda a, b: simulate(a, b) / 10.0 - b / 1e3), **OPTIONS)
-    enkg.run(jax.random.key(0), y=0.0 * Y)
+    with pytest.warns(UserWarning, match="simulations failed"):
+        enkg.run(jax.random.key(0), y=0.0 * Y)
     assert simulate.num_rejected > 5
     assert np.all(enkg.get_samples()["a"] <= 1)
     assert np.all(np.isfinite(enkg.get_log_likelihood()["y"]))

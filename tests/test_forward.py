@@ -157,5 +157,5 @@ def test_names_say_nothing_of_what_a_program_does():
         return no_host_call_here(x)
 
     evaluate = Evaluator(InverseProblem(GaussianPrior.standard(2), jax.jit(while_scan), LIKELIHOOD), batch_size=16)
-    assert not evaluate._on_host
+    assert not evaluate.on_host
     assert evaluate._sizes == [16]

@@ -48,7 +48,7 @@ from enkg_ppl._schedule import Schedule
 from enkg_ppl._types import Ensemble
 
 MAX_LISTED = 64  # entries of a diffusion prior's site that a summary lists one by one
-AMPLE = 20  # simulations a particle, below which a budget has none left to repeat
+AMPLE = 24  # simulations a particle, below which a budget has none left to repeat
 SEED_PRIOR, SEED_PREDICTIVE = 0, 1  # of what `to_arviz` draws on request
 
 

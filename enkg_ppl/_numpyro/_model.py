@@ -43,11 +43,12 @@ class NumPyroModel:
 
     `sites`: the latent sites. `dim`: length of z. `observed`: names of the observed sites. `guided`: those that the
     guidance can use; `unguided`: the others, with the reason. `deterministic`: names of deterministic sites.
+    `is_blank`: the data are stand-ins for their shapes, which need not be in any support.
 
     Raises `ModelError` for what cannot be inferred, each with one sentence that names the site.
     """
 
-    def __init__(self, model: Callable, args: tuple, kwargs: dict[str, Any]):
+    def __init__(self, model: Callable, args: tuple, kwargs: dict[str, Any], *, is_blank: bool = False):
         self.model, self.args, self.kwargs = model, args, kwargs
         check_arguments(model, args, kwargs)
         self.simulator = Simulator(weakly(model), (), (), (), (), {}, (), Constants(args, kwargs))
@@ -76,7 +77,8 @@ class NumPyroModel:
             weakly(model), sites, deterministic, imputed, (), {}, tuple(steps.items()), self.simulator.constants
         )
         self._check_diffusion()
-        check_support(self.simulator.trace, jax.ShapeDtypeStruct((self.dim,), jnp.zeros(()).dtype))
+        if not is_blank:
+            check_support(self.simulator.trace, jax.ShapeDtypeStruct((self.dim,), jnp.zeros(()).dtype))
         self.simulator = self._simulator_of_data()
         self.guided, self.unguided = self._split_by_guidance()
 

@@ -91,7 +91,7 @@ def _shapes(enkg, arguments: tuple, extra_fields) -> Any:
     """Shapes of the outcome, from the model on blank data."""
     args, kwargs = arguments
     with jax.ensure_compile_time_eval():
-        model = NumPyroModel(enkg.model, args, kwargs)
+        model = NumPyroModel(enkg.model, args, kwargs, is_blank=True)
 
         def final(z):
             values, observations = model.simulator.replay(z)
