@@ -22,7 +22,7 @@ from enkg_ppl._problem import InverseProblem
 from enkg_ppl._refine import DiffusionWaltz, LatentSlice, Refinement, TemperedSMC
 from enkg_ppl._refine._blocks import block_size
 from enkg_ppl._schedule import Schedule
-from enkg_ppl._types import Key
+from enkg_ppl._types import Ensemble, Key
 
 # Levels of the guided flow where a refinement follows: as a proposal it need not be as good as where it is the result.
 PROPOSAL_LEVELS = 8

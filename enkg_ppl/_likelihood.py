@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import Output, Scalar
+from enkg_ppl._types import AnyArray, Output, Scalar
 
 
 class Response(NamedTuple):
@@ -20,9 +20,9 @@ class Response(NamedTuple):
     `prediction`, `observation`: shape (m,), in the same units. `noise`: shape (m,), the variances.
     """
 
-    prediction: Float[Array, " m"]
-    observation: Float[Array, " m"]
-    noise: Float[Array, " m"]
+    prediction: Float[AnyArray, " m"]
+    observation: Float[AnyArray, " m"]
+    noise: Float[AnyArray, " m"]
 
 
 class Likelihood(eqx.Module):

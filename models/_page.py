@@ -173,7 +173,10 @@ NARROW = 3.4  # inches
 
 def _width(axes: Axes) -> float:
     """Of its share of the figure, in inches."""
-    return axes.get_figure(root=True).get_figwidth() / axes.get_subplotspec().get_gridspec().ncols
+    figure, place = axes.get_figure(root=True), axes.get_subplotspec()
+    assert figure is not None
+    assert place is not None
+    return figure.get_figwidth() / place.get_gridspec().ncols
 
 
 def fit_figure(

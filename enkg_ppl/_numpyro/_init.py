@@ -20,7 +20,7 @@ def starting_points(model: NumPyroModel, init: Mapping[str, Any] | Sequence[Mapp
     Raises `ModelError` for sites that lack or do not exist, and for values of another shape or outside of their
     support.
     """
-    points = init if isinstance(init, list | tuple) else [init]
+    points: list[Any] = list(init) if isinstance(init, list | tuple) else [init]
     if not points or not all(isinstance(point, Mapping) for point in points):
         raise ModelError(f"init must be a dictionary with a value of each latent site, or a list of such; got {init!r}")
     names = [site.name for site in model.sites]

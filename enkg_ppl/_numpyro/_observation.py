@@ -62,7 +62,7 @@ class SiteLikelihood(Likelihood):
         return jax.tree.map(lambda a: jnp.where(jnp.isneginf(log_prob), 0.0, a), score)
 
     def fisher(self, g: dict[str, Observation]) -> Float[Array, " m"]:
-        return 1 / self.response(g).noise
+        return 1 / jnp.asarray(self.response(g).noise)
 
     def response(self, g: dict[str, Observation]) -> Response:
         parts = []

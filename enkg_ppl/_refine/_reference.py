@@ -230,7 +230,7 @@ def fit(
     straight = warp.straighten_all(z)[0]
     v, present = _padded(straight)
     groups = _groups(straight, labels, len(v))
-    return Reference(_fit(_numbers(rng, v, room), v, present, *_as(v.dtype, shape), groups), warp)
+    return Reference(_fit(_numbers(rng, v, room), v, present, *_as(v.dtype, shape), groups=groups), warp)
 
 
 MOST_GROUPS = 32
@@ -261,7 +261,7 @@ def _groups(v: Ensemble, labels: Int[np.ndarray, " particles"] | None, rows: int
 
 
 def _scatter(v: Ensemble) -> Float[np.ndarray, "dim dim"]:
-    centred = v - v.mean(axis=0)
+    centred = np.asarray(v - v.mean(axis=0))
     return centred.T @ centred
 
 
@@ -289,7 +289,7 @@ def best_shape(
         v, present = _padded(v)
         numbers, of_fit = _numbers(rng, v, room), present * _filled(train, len(v))
         for shape in shapes:
-            mixture = _fit(numbers, v, of_fit, *_as(v.dtype, shape), groups)
+            mixture = _fit(numbers, v, of_fit, *_as(v.dtype, shape), groups=groups)
             log_prob = np.asarray(_log_prob(mixture, v))[: len(z)] + log_jacobian
             tried.append((float(np.mean(log_prob[~train])), shape._replace(given=given)))
     score, shape = max(tried, key=lambda pair: pair[0])
