@@ -24,7 +24,8 @@ class Diagnostics(dict[str, Any]):
       `pareto_khat`, `unexplained`, `noise_spread`, and any other number (the largest); `correlation` with the
       `correlation_limit` of its ensemble, where it is exceeded most;
     - sums: `num_forward_evaluations`, `num_failed`, and `effective_draws`, which adds what the draws of each ensemble
-      are worth: as many as there are different points, and no more than the effective size of its last weights;
+      are worth: as many as there are different points, and no more than the effective size of its last weights where
+      these cannot be trusted or the moves had not forgotten them;
     - of the ensembles together: `r_hat`, `ess_across_ensembles`, `num_modes`, `mode_balance_p`, `log_evidence` (of the
       mean evidence) and its error.
 
@@ -154,7 +155,14 @@ def _excess_correlation(stats: dict[str, Any]) -> float:
 
 def _effective_draws(share: float, posterior: Posterior, log_weights: np.ndarray | None) -> float:
     distinct = share * posterior.num_particles
-    return distinct if log_weights is None else min(distinct, effective_size(log_weights))
+    if log_weights is None:
+        return distinct
+    # Moves that have forgotten where the particles were resampled made new draws of them, where the weights were sound.
+    forgotten = "correlation" in posterior.stats and _excess_correlation(posterior.stats) <= 0
+    sound = not pareto_khat(log_weights) > LARGEST_KHAT and effective_size(log_weights) > LEAST_WEIGHT_SHARE * len(
+        log_weights
+    )
+    return distinct if forgotten and sound else min(distinct, effective_size(log_weights))
 
 
 def effective_rank(z: np.ndarray) -> float:

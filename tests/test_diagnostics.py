@@ -201,6 +201,10 @@ def test_draws_are_worth_no_more_than_their_weights():
     ):
         found = diagnose([posterior(GOOD[1]), posterior(draws, log_weights=weights)], None, 0, np.zeros((2, N)))
         assert found["effective_draws"] == pytest.approx(N + worth)
+    moved = {"correlation": 0.05, "correlation_limit": 0.1}
+    for stats, weights, worth in ((moved, half, N), (moved, one, 1), (moved | {"correlation": 0.2}, half, N / 2)):
+        found = diagnose([posterior(GOOD[0], log_weights=weights, stats=stats)], None, 0, np.zeros((1, N)))
+        assert found["effective_draws"] == pytest.approx(worth)
 
 
 def test_few_weights_are_told_and_equal_ones_are_not():
