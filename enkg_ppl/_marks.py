@@ -199,8 +199,7 @@ def _cond(eqn, inputs, into):
 
 
 def _scan(eqn, inputs, into):
-    body, start = eqn.params["jaxpr"], eqn.params["num_consts"]
-    end = start + eqn.params["num_carry"]
+    body, (start, end) = eqn.params["jaxpr"], _parts_of_scan(eqn.params)
     into = _arrays(into)
 
     def step(carry, xs):
@@ -214,6 +213,14 @@ def _scan(eqn, inputs, into):
     options = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
     (carry, marks), (ys, each) = jax.lax.scan(step, (inputs[start:end], into[start:end]), inputs[end:], **options)
     return [*carry, *ys], [*marks, *map(jnp.any, each)]
+
+
+def _parts_of_scan(params) -> tuple[int, int]:
+    """Where the carried values begin and end among the inputs; JAX 0.12 has trees where 0.10 has numbers."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_consts"] + params["num_carry"]
+    constants, carried, _ = params["ft_in"].unpack()
+    return len(constants), len(constants) + len(carried)
 
 
 def _while(eqn, inputs, into):
