@@ -159,7 +159,7 @@ def test_a_start_around_peaks_is_normalised_and_drawn_from():
     peaks = around(
         np.array([[3.0, 0.0], [-3.0, 1.0]]), 0.2 * np.array([np.eye(2)] * 2), np.array([1.0, 3.0]), 5.0, float
     )
-    start = Start(reference, np.array(0.2), peaks)
+    start = Start(reference, np.array(0.2), peaks, np.array(0.5))
     grid = np.linspace(-14, 14, 561)
     points = jnp.asarray(np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2))
     density = np.exp(jax.vmap(start.log_prob)(points, jax.vmap(GaussianPrior.standard(2).log_prob)(points)))

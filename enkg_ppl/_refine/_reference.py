@@ -379,9 +379,9 @@ def around(
     df: float,
     dtype,
 ) -> Reference:
-    """A component for each of a few given ones, up to a power of two."""
+    """A component for each of a few given ones, with room for a power of two, at least 4: few programs serve all."""
     k, d = means.shape
-    room = 1 << (k - 1).bit_length()
+    room = max(4, 1 << (k - 1).bit_length())
     chols = np.zeros((room, d, d)) + np.eye(d)
     for place, covariance in zip(chols, covariances, strict=False):
         place[:] = np.linalg.cholesky(covariance + (1e-10 * np.trace(covariance) / d) * np.eye(d))

@@ -20,6 +20,7 @@ from enkg_ppl._types import Ensemble
 
 # Nats by which a start may be thinner at a peak than the posterior, and by which evidence is too low to matter.
 THIN, NEGLIGIBLE = 3.0, 7.0
+PEAK_SHARE = 0.5  # half for what the ensemble found, half for what the search found besides: either may be the truth
 INFLATED, LEAST_WEIGHT, MAPPED = 1.5, 0.1, 16  # covariances around peaks; least relative weight; draws for coordinates
 PILOTS, PILOT_ESS = 128, 0.5  # particles that a start is tried with, and their effective share at its first step
 
@@ -108,9 +109,9 @@ class Starts:
 
     def _with_peaks(self, space: Space, start: Start) -> Start:
         """The same start, with a mixture around all peaks where it covers one of them too thinly."""
-        peaks = () if self.found is None else self.found.peaks
-        if not peaks:
+        if self.found is None:
             return start
+        peaks = self.found.peaks
         dtype, rng = start.reference.mixture.means.dtype, np.random.default_rng(1)
         z = np.stack([peak.z for peak in peaks])
         position, log_prior = space.positions(z.astype(dtype)), space.latents(space.positions(z.astype(dtype)))[1]
@@ -120,7 +121,9 @@ class Starts:
         due = np.array([peak.log_posterior for peak in peaks]) - np.logaddexp.reduce(evidence)
         due += log_prior - log_standard_normal(z)
         if np.all((density > due - THIN) | (evidence < evidence.max() - NEGLIGIBLE)):
-            return start
+            # The same program as with peaks, since other data may need them.
+            nothing = around(position[:1].astype(float), np.eye(z.shape[1])[None], np.ones(1), DFS[0], dtype)
+            return Start(start.reference, start.prior_share, nothing, np.zeros((), dtype))
         covariances = []
         for peak in peaks:
             around_it = peak.z + rng.standard_normal((MAPPED * (z.shape[1] + 1), z.shape[1])) @ peak.chol.T
@@ -128,7 +131,7 @@ class Starts:
         # Between what Laplace says of their masses and equal ones: the approximation may be far off.
         weights = np.exp(np.maximum(evidence - evidence.max(), np.log(LEAST_WEIGHT)))
         mixture = around(np.asarray(position, float), INFLATED * np.stack(covariances), weights, DFS[0], dtype)
-        return Start(start.reference, start.prior_share, mixture)
+        return Start(start.reference, start.prior_share, mixture, np.asarray(PEAK_SHARE, dtype))
 
     def _first_step(self, space: Space, start: Start) -> float:
         group = space.group(start.sample(self.rng, PILOTS, space))

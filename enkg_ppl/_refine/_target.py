@@ -13,29 +13,27 @@ from enkg_ppl._refine._reference import Reference
 from enkg_ppl._refine._space import Group, Space
 from enkg_ppl._types import AnyArray, Ensemble, Scalar, Vector
 
-# Half for what the ensemble found, half for what the search found besides: either may be the truth.
-PEAK_SHARE = 0.5
-
 
 class Start(eqx.Module):
     """A proposal that covers the posterior: a fitted mixture with a share of the prior, so that no mode is lost.
 
     Half of that share is N(0, I) in the coordinates of the positions: the prior too where those are z, and else the
     conditional Gaussian at scales drawn from their prior. `peaks`: a mixture around peaks that the other one does not
-    cover, with the share `PEAK_SHARE` of what the prior leaves; None where there are none.
+    cover, with the share `peak_share` of what the prior leaves, which may be 0.
     """
 
     reference: Reference
     prior_share: Scalar
     peaks: Reference | None = None
+    peak_share: Scalar | None = None
 
     def log_prob(self, position: Vector, log_prior: Scalar) -> Scalar:
         normal = -0.5 * jnp.sum(position**2) - 0.5 * position.shape[0] * jnp.log(2 * jnp.pi)
         broad = jnp.logaddexp(log_prior, normal) - jnp.log(2.0)
         fitted = self.reference.log_prob(position)
-        if self.peaks is not None:
-            others = self.peaks.log_prob(position)
-            fitted = jnp.logaddexp(jnp.log(1 - PEAK_SHARE) + fitted, jnp.log(PEAK_SHARE) + others)
+        if self.peaks is not None and self.peak_share is not None:
+            others = jnp.log(self.peak_share) + self.peaks.log_prob(position)
+            fitted = jnp.logaddexp(jnp.log1p(-self.peak_share) + fitted, others)
         return jnp.logaddexp(jnp.log1p(-self.prior_share) + fitted, jnp.log(self.prior_share) + broad)
 
     def sample(self, rng: np.random.Generator, num_particles: int, space: Space) -> Ensemble:
@@ -48,16 +46,17 @@ class Start(eqx.Module):
         dtype = mixture.means.dtype
         share = float(self.prior_share)
         mixed = (1 - share) * np.exp(np.asarray(mixture.log_weights, float))
-        if self.peaks is not None:
+        peak_share = 0.0 if self.peaks is None or self.peak_share is None else float(self.peak_share)
+        if self.peaks is not None and peak_share > 0:
             others = np.exp(np.asarray(self.peaks.mixture.log_weights, float))
-            mixed = np.concatenate([(1 - PEAK_SHARE) * mixed, PEAK_SHARE * (1 - share) * others])
+            mixed = np.concatenate([(1 - peak_share) * mixed, peak_share * (1 - share) * others])
         edges = np.cumsum(np.concatenate([[share / 2, share / 2], mixed]))
         places = (np.arange(num_particles) + rng.random()) / num_particles * edges[-1]
         component = np.minimum(np.searchsorted(edges, places), len(edges) - 1) - 2  # -2: the prior, -1: N(0, I)
         chi2 = rng.chisquare(float(mixture.df), num_particles).astype(dtype)
         normals = rng.standard_normal((num_particles, d)).astype(dtype)
         position = in_blocks(_sample, space.block, (self.reference,), np.minimum(component, k - 1), chi2, normals)
-        if self.peaks is not None:
+        if self.peaks is not None and peak_share > 0:
             at_peak = component >= k
             chi2 = rng.chisquare(float(self.peaks.df), num_particles).astype(dtype)
             around = in_blocks(_sample, space.block, (self.peaks,), np.maximum(component - k, 0), chi2, normals)
