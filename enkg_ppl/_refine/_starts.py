@@ -122,7 +122,7 @@ class Starts:
         due += log_prior - log_standard_normal(z)
         if np.all((density > due - THIN) | (evidence < evidence.max() - NEGLIGIBLE)):
             # The same program as with peaks, since other data may need them.
-            nothing = around(position[:1].astype(float), np.eye(z.shape[1])[None], np.ones(1), DFS[0], dtype)
+            nothing = around(np.asarray(position[:1], float), np.eye(z.shape[1])[None], np.ones(1), DFS[0], dtype)
             return Start(start.reference, start.prior_share, nothing, np.zeros((), dtype))
         covariances = []
         for peak in peaks:
