@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from enkg_ppl._failure import (
+    HOPELESS,
     BlackBoxError,
     Failure,
     Run,
@@ -242,7 +243,8 @@ class BlackBox:
         if failure.is_programming_error:
             raise failure.raised_by(self.name) from failure.error
         if tally.too_many:
-            raise first.raised_by(self.name, tally.beyond) from first.error
+            is_hopeless = tally.num_failed == tally.num_done >= HOPELESS
+            raise first.raised_by(self.name, tally.beyond, is_hopeless=is_hopeless) from first.error
 
     # -- simulations: which particles, and their results or what happened instead --------------------------------
 

@@ -31,6 +31,7 @@ MOST_CHECKS = 2
 PROGRAMMING_ERRORS = (NameError, AttributeError, TypeError, ImportError, SyntaxError, NotImplementedError)
 
 MEND_CODE = "this is an error in the simulator's own code: mend it there"
+MEND_ALL = "mend the simulator, or the prior"
 MEND_OR_REJECT = (
     "mend the simulator there, or pass on_failure='reject' to blackbox to give such parameters zero likelihood"
 )
@@ -55,9 +56,10 @@ class Failure(NamedTuple):
     def remedy(self) -> str:
         return MEND_CODE if self.is_programming_error else MEND_OR_REJECT
 
-    def raised_by(self, name: str, beyond: str = "") -> BlackBoxError:
-        """As an error, to be raised from `self.error`."""
-        return BlackBoxError(f"{name} {self}{beyond}: {self.remedy}")
+    def raised_by(self, name: str, beyond: str = "", *, is_hopeless: bool = False) -> BlackBoxError:
+        """As an error, to be raised from `self.error`; `is_hopeless`: rejecting would leave nothing."""
+        remedy = MEND_ALL if is_hopeless and not self.is_programming_error else self.remedy
+        return BlackBoxError(f"{name} {self}{beyond}: {remedy}")
 
     def __str__(self) -> str:
         return f"{self.what}{',' if self.error else ''} for {self.where}"
@@ -103,7 +105,7 @@ class Tally:
     def error_of_all(self) -> BlackBoxError:
         assert self.first is not None
         number = f"all {self.num_calls:,} simulations" if self.num_calls > 1 else "the only simulation"
-        remedy = self.first.remedy if self.first.is_programming_error else "mend the simulator, or the prior"
+        remedy = self.first.remedy if self.first.is_programming_error else MEND_ALL
         return BlackBoxError(f"{number} of {self.name} failed, and the first {self.first}: {remedy}")
 
 

@@ -70,6 +70,17 @@ def test_more_than_a_few_end_the_run_early():
     assert simulate.num_calls < 60  # 8 of about 32: 256 simulations may have 7 without being above 1 %
 
 
+def test_where_all_fail_nobody_is_advised_to_reject():
+    """Rejecting every particle leaves nothing: the first three say so, of a simulator and of one in a call."""
+    for vectorized in (False, True):
+        simulate = blackbox(lambda x: np.full_like(x, np.nan), (1,), vectorized=vectorized, name="solver")
+        with (
+            pytest.raises(BlackBoxError, match="so far failed: mend the simulator, or the prior$"),
+            watch_black_boxes(),
+        ):
+            log_likelihood(simulate)
+
+
 def test_the_few_are_as_many_as_chance_allows():
     """At 1 % a run is seldom ended (binomial draws, each a run of 4,096), at 3 % always."""
     rng = np.random.default_rng(0)

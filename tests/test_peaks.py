@@ -171,6 +171,24 @@ def test_a_start_around_peaks_is_normalised_and_drawn_from():
     assert abs(near.mean() - exact) < 4 * (exact * (1 - exact) / 20_000) ** 0.5
 
 
+def test_every_ensemble_searches_with_random_numbers_of_its_own(monkeypatch):
+    """With the same ones all ensembles would overlook the same peaks, and agree."""
+    seen = []
+
+    class Enough(Exception):
+        pass
+
+    def record(rng, *_):
+        seen.append(rng.random())
+        raise Enough
+
+    monkeypatch.setattr("enkg_ppl._refine._starts.find_peaks", record)
+    for seed in (0, 1, 0):
+        with pytest.raises(Enough):
+            infer(jax.random.key(seed), ROOTS, num_particles=16)
+    assert seen[0] == seen[2] != seen[1]
+
+
 @pytest.mark.slow
 def test_modes_that_the_guided_ensemble_loses_are_there():
     """Four roots at noise 1e-4: shares within five standard errors, evidence by the Jacobians."""

@@ -49,8 +49,10 @@ class Starts:
             return
         x, response = self.evaluate.first_simulated
         z = encode_all(self.problem.prior, x, self.evaluate.batch_size)
-        # With random numbers of its own: where there is one peak, all else goes on as without a search.
-        self.found = find_peaks(np.random.default_rng(0), self.evaluate, z, response, num_particles, spare, init)
+        # Random numbers of its own, so that all else goes on as without a search; others in each ensemble, so that not
+        # all of them overlook the same peaks.
+        own = self.rng.spawn(1)[0]
+        self.found = find_peaks(own, self.evaluate, z, response, num_particles, spare, init)
 
     @property
     def _peaks(self) -> tuple[Peak, ...]:
