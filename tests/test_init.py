@@ -38,6 +38,16 @@ def test_a_starting_point_finds_what_no_draw_of_the_prior_is_near():
     assert np.abs(np.asarray(told.draws) - [2, -2]).max() < 0.11
 
 
+def test_a_budget_too_small_to_search_from_there_says_so():
+    problem = InverseProblem(GaussianPrior.standard(2), lambda z: z, GaussianLikelihood(jnp.ones(2), 0.5))
+    for budget, is_told in ((128 * 5, True), (128 * 60, False)):
+        posterior = infer(
+            jax.random.key(0), problem, num_particles=128, init=jnp.ones((1, 2)), max_forward_evaluations=budget
+        )
+        assert posterior.num_forward_evaluations <= budget
+        assert any("left none to search from init" in sentence for sentence in posterior.messages) == is_told
+
+
 def test_values_become_latent_vectors():
     simulate = blackbox(needle, (2,), vectorized=True)
 

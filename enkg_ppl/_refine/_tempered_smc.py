@@ -138,6 +138,11 @@ class TemperedSMC(Refinement):
         z, _ = space.latents(last.ensemble.position)
         x = decode_all(problem.prior, z, evaluate.batch_size)
         messages = _out_of_budget(runs, evaluate.limit) + missing_modes(starts.found, z)
+        if init is not None and starts.found is None:
+            messages.append(
+                "the budget of forward evaluations left none to search from init: raise max_forward_evaluations, or "
+                "lower num_particles"
+            )
         if len(runs) > 1:
             of_runs = [(run.log_evidence, _evidence_error(run.levels, len(run.log_weights))) for run in runs]
             messages += evidence_disagrees(*of_runs)
