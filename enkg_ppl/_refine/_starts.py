@@ -11,7 +11,7 @@ from enkg_ppl._problem import InverseProblem
 from enkg_ppl._refine._conditional import fit_conditional
 from enkg_ppl._refine._coordinates import encode_all
 from enkg_ppl._refine._mixing import DFS, best_fit
-from enkg_ppl._refine._peaks import Found, Peak, find_peaks
+from enkg_ppl._refine._peaks import RELEVANT, Found, Peak, find_peaks
 from enkg_ppl._refine._reference import Reference, around, fit, inflated, mean_log_prob
 from enkg_ppl._refine._space import Simulated, Space, best_space, log_standard_normal, scales, simulated
 from enkg_ppl._refine._steps import largest_step
@@ -123,7 +123,7 @@ class Starts:
         due = np.array([peak.log_posterior for peak in peaks]) - np.logaddexp.reduce(evidence)
         due += log_prior - log_standard_normal(z)
         # Covariances that are inflated on purpose make a start thinner, the more so the more unknowns there are.
-        thin = THIN + 0.5 * z.shape[1] * max(1.0, np.log(max(self.inflation)))
+        thin = (THIN if len(peaks) > 1 else RELEVANT) + 0.5 * z.shape[1] * max(1.0, np.log(max(self.inflation)))
         if np.all((density > due - thin) | (evidence < evidence.max() - NEGLIGIBLE)):
             # The same program as with peaks, since other data may need them.
             nothing = around(np.asarray(position[:1], float), np.eye(z.shape[1])[None], np.ones(1), DFS[0], dtype)
