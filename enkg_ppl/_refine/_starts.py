@@ -39,6 +39,7 @@ class Starts:
     inflation: tuple[float, float]
     scales: tuple[int, ...] = ()  # coordinates of z that others are to be given
     found: Found | None = None  # peaks of the posterior, by `search`
+    is_told: bool = False  # whether the user knows where to search from
 
     def search(self, num_particles: int, spare: float, init: Ensemble | None = None) -> None:
         """Look for peaks, from the draws of the prior that the guided flow began with, and from z `init`.
@@ -49,6 +50,7 @@ class Starts:
             return
         x, response = self.evaluate.first_simulated
         z = encode_all(self.problem.prior, x, self.evaluate.batch_size)
+        self.is_told = init is not None
         # Random numbers of its own, so that all else goes on as without a search; others in each ensemble, so that not
         # all of them overlook the same peaks.
         own = self.rng.spawn(1)[0]
@@ -123,7 +125,7 @@ class Starts:
         due = np.array([peak.log_posterior for peak in peaks]) - np.logaddexp.reduce(evidence)
         due += log_prior - log_standard_normal(z)
         # Covariances that are inflated on purpose make a start thinner, the more so the more unknowns there are.
-        thin = (THIN if len(peaks) > 1 else RELEVANT) + 0.5 * z.shape[1] * max(1.0, np.log(max(self.inflation)))
+        thin = (THIN if len(peaks) > 1 or self.is_told else RELEVANT) + 0.5 * z.shape[1] * max(1.0, np.log(max(self.inflation)))
         if np.all((density > due - thin) | (evidence < evidence.max() - NEGLIGIBLE)):
             # The same program as with peaks, since other data may need them.
             nothing = around(np.asarray(position[:1], float), np.eye(z.shape[1])[None], np.ones(1), DFS[0], dtype)
