@@ -125,7 +125,8 @@ class Starts:
         due = np.array([peak.log_posterior for peak in peaks]) - np.logaddexp.reduce(evidence)
         due += log_prior - log_standard_normal(z)
         # Covariances that are inflated on purpose make a start thinner, the more so the more unknowns there are.
-        thin = (THIN if len(peaks) > 1 or self.is_told else RELEVANT) + 0.5 * z.shape[1] * max(1.0, np.log(max(self.inflation)))
+        thin = THIN if len(peaks) > 1 or self.is_told else RELEVANT
+        thin += 0.5 * z.shape[1] * max(1.0, np.log(max(self.inflation)))
         if np.all((density > due - thin) | (evidence < evidence.max() - NEGLIGIBLE)):
             # The same program as with peaks, since other data may need them.
             nothing = around(np.asarray(position[:1], float), np.eye(z.shape[1])[None], np.ones(1), DFS[0], dtype)
