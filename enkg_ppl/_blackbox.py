@@ -44,7 +44,7 @@ ON_FAILURE = ("tolerate", "raise", "reject")
 
 def blackbox(
     fn: Callable,
-    shape: tuple[int, ...],
+    shape: tuple[int, ...] | Callable[..., tuple[int, ...]],
     *,
     dtype=None,
     vectorized: bool = False,
@@ -63,7 +63,9 @@ def blackbox(
     `submit`; a process pool needs a picklable `fn`, and one that forks, as Linux has it by default before Python 3.14,
     hangs where `fn` uses JAX: pass it `mp_context=multiprocessing.get_context("spawn")`). A `ProcessPoolExecutor` whose
     worker dies is made anew, and the simulations that were lost are repeated.
-    `shape`: shape of the result for one particle, `()` for a number. `dtype`: of the result (default: JAX's float).
+    `shape`: shape of the result for one particle, `()` for a number. Where it follows an argument, so that the model
+    can also be run at other points, a function of the arguments: `lambda a, times: times.shape`.
+    `dtype`: of the result (default: JAX's float).
     `timeout`: seconds a call may take, from its start. What takes longer is left behind in a thread that ends with the
     program; the processes that it started are ended (on Linux), its own Python code too, compiled code is not.
     `on_failure`: what an exception, `sys.exit`, a time-out, the death of a worker process or a NaN means. "tolerate":
@@ -103,9 +105,7 @@ class BlackBox:
     def __init__(self, fn, shape, dtype, vectorized, executor, timeout, on_failure, plates, check_deterministic, name):
         if not callable(fn):
             raise TypeError(f"blackbox needs a function; got {fn!r}")
-        shape = (shape,) if isinstance(shape, int | np.integer) else shape
-        if not isinstance(shape, tuple | list) or not all(isinstance(n, int | np.integer) and n >= 0 for n in shape):
-            raise ValueError(f"blackbox needs shape as a tuple of whole numbers, for one particle; got {shape!r}")
+        shape = shape if callable(shape) else _as_shape(shape)
         if on_failure not in ON_FAILURE:
             raise ValueError(f"blackbox needs on_failure 'tolerate', 'raise' or 'reject'; got {on_failure!r}")
         if plates not in (None, "map"):
@@ -117,7 +117,7 @@ class BlackBox:
         if executor is not None and vectorized:
             raise ValueError("blackbox takes an executor or vectorized=True, not both: drop one of them")
         self.fn = fn
-        self.shape = tuple(int(n) for n in shape)
+        self.shape = shape
         self.dtype = dtype
         self.vectorized = vectorized
         self.executor = executor
@@ -159,16 +159,17 @@ class BlackBox:
         plates = np.broadcast_shapes(*(a.shape for a in args))
         flat = tuple(jnp.broadcast_to(a, plates).reshape(-1) for a in args)
         found = jax.vmap(lambda *each: self._call(each))(*flat) if plates else self._call(args)
-        return found.reshape((*plates, *self.shape))
+        return found.reshape((*plates, *found.shape[1:])) if plates else found
 
     def _call(self, args) -> jax.Array:
         ranks = tuple(a.ndim for a in args)
-        result = jax.ShapeDtypeStruct(self.shape, jax.dtypes.canonicalize_dtype(self.dtype or float))
+        shape = _as_shape(self.shape(*args)) if callable(self.shape) else self.shape
+        result = jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(self.dtype or float))
         failed = jax.ShapeDtypeStruct((), np.dtype(bool))
 
         @jax.custom_jvp
         def call(*args):
-            return host_call(lambda *a: self._host(ranks, result.dtype, a), (result, failed), *args, flagged=True)
+            return host_call(lambda *a: self._host(ranks, result, a), (result, failed), *args, flagged=True)
 
         @call.defjvp
         def _(primals, tangents):
@@ -181,12 +182,12 @@ class BlackBox:
 
     # -- called by XLA -------------------------------------------------------------------------------------------
 
-    def _host(self, ranks: tuple[int, ...], dtype, args) -> tuple[np.ndarray, np.ndarray]:
+    def _host(self, ranks: tuple[int, ...], result, args) -> tuple[np.ndarray, np.ndarray]:
         """With every argument batched alike (or none): the batch of results, and which of them failed."""
         batch = args[0].shape[: args[0].ndim - ranks[0]] if args else ()
         rows = [a.reshape((-1, *a.shape[len(batch) :])) for a in args]
         wanted = self._wanted(batch)
-        out = np.full((len(wanted), *self.shape), _filler(dtype), dtype)
+        out = np.full((len(wanted), *result.shape), _filler(result.dtype), result.dtype)
         failed = np.ones(len(wanted), bool)
         driven = _State.collecting > 0
         if not (driven and _State.failure is not None):
@@ -196,7 +197,7 @@ class BlackBox:
                 if not driven:
                     raise
                 _State.failure = error
-        return out.reshape((*batch, *self.shape)), failed.reshape(batch)
+        return out.reshape((*batch, *result.shape)), failed.reshape(batch)
 
     def _wanted(self, batch: tuple[int, ...]) -> np.ndarray:
         """Boolean mask over the flattened batch."""
@@ -212,7 +213,7 @@ class BlackBox:
         tally = Tally(self.name) if run is None else run.tally(self)
         policy = "raise" if run is None and self.on_failure == "tolerate" else self.on_failure
         tally.num_calls += len(wanted)
-        results = self._together(rows, wanted, out.dtype, policy) if self.vectorized else self._each(rows, wanted, out)
+        results = self._together(rows, wanted, out, policy) if self.vectorized else self._each(rows, wanted, out)
         with contextlib.closing(results):
             for where, value in results:
                 tally.num_done += len(where)
@@ -256,7 +257,7 @@ class BlackBox:
             if error is not None:
                 yield where, self._failure(error, rows, where)
             else:
-                value = self._checked(value, rows, self.shape)
+                value = self._checked(value, rows, out.shape[1:])
                 yield where, self._kept(value, rows, where, out.dtype)
 
     def _outcomes(self, calls: Sequence[Sequence]) -> Iterator:
@@ -273,7 +274,7 @@ class BlackBox:
                 value, error = None, raised
             yield i, value, error
 
-    def _together(self, rows, wanted, dtype, policy: str) -> Results:
+    def _together(self, rows, wanted, out, policy: str) -> Results:
         """An ensemble a call; where that raises, its halves, until it is known for which particles it does."""
         self.num_calls += len(wanted)
         groups, repeats = [wanted], 0
@@ -292,9 +293,9 @@ class BlackBox:
                 repeats += 2
                 self.num_repeated += len(group)
                 continue
-            result = self._checked(result, rows, (len(group), *self.shape))
+            result = self._checked(result, rows, (len(group), *out.shape[1:]))
             for i, value in enumerate(result):
-                yield group[i : i + 1], self._kept(value, rows, group[i : i + 1], dtype)
+                yield group[i : i + 1], self._kept(value, rows, group[i : i + 1], out.dtype)
 
     def _failure(self, error: BaseException, rows, where: np.ndarray) -> Failure:
         text = self._describe(rows, where[0])
@@ -309,7 +310,7 @@ class BlackBox:
         else:
             what = f"raised {type(error).__name__}: {error}"
             if isinstance(error, TypeError | ValueError):
-                text += self._of_plates(rows, None)
+                text += "" if callable(self.shape) else self._of_plates(rows, self.shape, None)
         return Failure(what, text, error)
 
     def _kept(self, value: np.ndarray, rows, where: np.ndarray, dtype) -> np.ndarray | Failure:
@@ -347,21 +348,35 @@ class BlackBox:
             )
         if array.shape != shape:
             each = ", one leading axis for the particles" if self.vectorized else ""
-            plates = self._of_plates(rows, array.shape[1:] if self.vectorized else array.shape)
+            of_one = slice(int(self.vectorized), None)
+            advice = self._of_plates(rows, shape[of_one], array.shape[of_one]) or self._of_argument(
+                rows, array.shape[of_one]
+            )
             raise BlackBoxError(
                 f"{self.name} returned shape {array.shape} where {shape} is due{each}"
-                + (plates or ": correct the shape given to blackbox, or what the simulator returns")
+                + (advice or ": correct the shape given to blackbox, or what the simulator returns")
             )
         return array
 
-    def _of_plates(self, rows, found: tuple[int, ...] | None) -> str:
+    def _of_plates(self, rows, due: tuple[int, ...], found: tuple[int, ...] | None) -> str:
         """What to do about an argument with axes, where one number may have been meant; `found`: shape of a result."""
         for i, a in enumerate(rows):
             plates = a.shape[1:]
-            if plates and (self.shape == () if found is None else found == plates + self.shape):
+            if plates and (due == () if found is None else found == plates + due):
                 return (
                     f", as {self._argument_name(i)} has shape {plates}: where that is a plate, pass plates='map' to "
-                    f"blackbox to simulate its elements one by one, or shape={plates + self.shape} for all in a call"
+                    f"blackbox to simulate its elements one by one, or shape={plates + due} for all in a call"
+                )
+        return ""
+
+    def _of_argument(self, rows, found: tuple[int, ...]) -> str:
+        """What to do about a result of the shape of an argument, as at other points than those of the data."""
+        for i, a in enumerate(rows):
+            if a.shape[1:] == found and not callable(self.shape):
+                arguments, name = ", ".join(map(self._argument_name, range(len(rows)))), self._argument_name(i)
+                return (
+                    f", as {name} has: where the result has one number for each of {name}, pass "
+                    f"shape=lambda {arguments}: {name}.shape to blackbox"
                 )
         return ""
 
@@ -371,12 +386,12 @@ class BlackBox:
         """Simulate one particle again; where the result is another, say what that means."""
         row = good[-1]
         same = self._describe(rows, row)
-        again = self._again(run, rows, row, out.dtype)
+        again = self._again(run, rows, row, out)
         if again is not None and _agree(again, out[row]):
             return
         if self.vectorized and again is not None:
             # In the company of others sums round otherwise, and step sizes may be others: alone and alone must agree.
-            twice = self._again(run, rows, row, out.dtype)
+            twice = self._again(run, rows, row, out)
             if twice is not None and _agree(again, twice):
                 if np.all(_distance(again, out[row]) <= SMALL_SHARE * np.std(out[good], axis=0)):
                     return
@@ -392,16 +407,14 @@ class BlackBox:
             f"argument, or return an estimate such as the mean of many simulations{SILENCE}"
         )
 
-    def _again(self, run: Run, rows, row: int, dtype) -> np.ndarray | None:
+    def _again(self, run: Run, rows, row: int, out: np.ndarray) -> np.ndarray | None:
         """The result of one more simulation, or None if it failed."""
         one = np.array([row])
         tally = run.tally(self)
         tally.num_checks += 1
         tally.num_calls += 1
         tally.num_done += 1
-        results = (
-            self._together(rows, one, dtype, "raise") if self.vectorized else self._each(rows, one, np.empty(0, dtype))
-        )
+        results = self._together(rows, one, out, "raise") if self.vectorized else self._each(rows, one, out)
         with contextlib.closing(results):
             value = next(results)[1]
         return None if isinstance(value, Failure) else value
@@ -431,6 +444,16 @@ def _agree(a: np.ndarray, b: np.ndarray) -> bool:
         return False
     scale = np.max(np.abs(a[finite]), initial=0.0)
     return bool(np.all(_distance(a[finite], b[finite]) <= np.finfo(a.dtype).eps ** 0.5 * scale))
+
+
+def _as_shape(shape) -> tuple[int, ...]:
+    shape = (shape,) if isinstance(shape, int | np.integer) else shape
+    if not isinstance(shape, tuple | list) or not all(isinstance(n, int | np.integer) and n >= 0 for n in shape):
+        raise ValueError(
+            "blackbox needs shape as a tuple of whole numbers, for one particle, or a function of the arguments that "
+            f"returns one; got {shape!r}"
+        )
+    return tuple(int(n) for n in shape)
 
 
 def _filler(dtype):

@@ -9,10 +9,14 @@ from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
+from numpyro.infer import Predictive
 
-from enkg_ppl import BlackBoxError, GaussianLikelihood, GaussianPrior, InverseProblem, blackbox, guide
+from enkg_ppl import BlackBoxError, EnKG, GaussianLikelihood, GaussianPrior, InverseProblem, blackbox, guide
 from enkg_ppl._blackbox import raise_host_failure, watch_black_boxes
 from enkg_ppl._forward import Evaluator
 
@@ -253,3 +257,38 @@ def test_a_plate_around_a_number(fn, what):
     )
     with pytest.raises(BlackBoxError, match=words), raise_host_failure():
         jax.block_until_ready(jax.vmap(simulate)(A, B))
+
+
+def line_model(simulate):
+    def model(times, y=None):
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(simulate(a, times), 0.1).to_event(1), obs=y)
+
+    return model
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_a_shape_that_follows_an_argument_serves_other_points_too(vectorized):
+    """Inferred from five data and predicted at seven, by one model: y = a t."""
+
+    def line(a, times):
+        return a[..., None] * times if vectorized else a * times
+
+    model = line_model(blackbox(line, lambda a, times: times.shape, vectorized=vectorized))
+    times = jnp.arange(5.0)
+    enkg = EnKG(model, num_particles=64, progress_bar=False)
+    enkg.run(jr.key(0), times, y=2 * times)
+    drawn = Predictive(model, enkg.get_samples())(jr.key(1), jnp.arange(7.0))["y"]
+    assert drawn.shape == (64, 7)
+    # sd of a: 0.1 / sqrt(30), of the mean of 64 predictions at t = 6 below 0.14 / 8
+    np.testing.assert_allclose(drawn.mean(axis=0), 2 * jnp.arange(7.0), atol=5 * 0.14 / 8)
+
+
+def test_a_result_at_other_points_says_how_its_shape_may_follow():
+    simulate = blackbox(lambda a, times: a * times, (5,), name="line")
+    with pytest.raises(
+        Exception, match=r"returned shape \(7,\) where \(5,\) is due, as times has: .*one number for each "
+    ):
+        simulate(jnp.array(1.0), jnp.arange(7.0)).block_until_ready()
+    with pytest.raises(ValueError, match="or a function of the arguments that returns one; got 'five'"):
+        blackbox(lambda a: a, lambda a: "five")(jnp.array(1.0))
