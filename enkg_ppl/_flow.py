@@ -19,6 +19,7 @@ import numpy as np
 
 from enkg_ppl._prior import Prior
 from enkg_ppl._prior._product import ProductPrior
+from enkg_ppl._reverse_sde import reverse_sde_sample
 from enkg_ppl._types import Key, Scalar, Vector
 
 # The divergence of few dimensions joins the flow's ODE: a product with the Jacobian for every dimension and evaluation,
@@ -59,29 +60,6 @@ def euler_to_zero(prior: Prior, x: Vector, sigma: Scalar, num_steps, sigma_last:
         return jnp.where(k < num_steps, (high + ramp * (low - high)) ** rho, 0.0)
 
     return jax.lax.fori_loop(0, num_steps, lambda k, x: euler_step(prior, x, level(k), level(k + 1)), x)
-
-
-def reverse_sde_sample(key: Key, prior: Prior, x: Vector, sigma: Scalar, num_steps: int) -> Vector:
-    """Draw ``x0 ~ p(x0 | x_sigma = x)`` for one particle by Euler-Maruyama on the reverse SDE.
-
-    Time is the variance ``v = sigma^2``, in which the noise added on the way forward is plain Brownian motion and
-    the reverse SDE is ``dx = score dv + dW``. Levels ``sigma (1 - k/num_steps)^3``; the last step adds no noise.
-    (DDPM's ancestral step is this one with too little noise wherever p(x0 | x) is not a point.)
-
-    Source: Song et al., arXiv 2011.13456, eq. 6, in the variance-exploding parameterisation.
-    """
-    # In the precision of x: a prior may be of 32 bits where JAX counts in 64.
-    levels = jnp.asarray(sigma, x.dtype) * (1 - jnp.arange(num_steps + 1, dtype=x.dtype) / num_steps) ** 3
-
-    def step(x, inputs):
-        key, sigma, sigma_next = inputs
-        fraction = 1 - (sigma_next / sigma) ** 2
-        noise = jnp.sqrt(sigma**2 - sigma_next**2) * jr.normal(key, x.shape, x.dtype)
-        x = x + fraction * (prior.denoise(x, sigma) - x) + jnp.where(sigma_next > 0, noise, 0.0)
-        return x, None
-
-    x, _ = jax.lax.scan(step, x, (jr.split(key, num_steps), levels[:-1], levels[1:]))
-    return x
 
 
 def conditional_sample(key: Key, prior: Prior, x: Vector, sigma: Scalar, num_steps: int = 8) -> Vector:

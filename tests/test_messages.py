@@ -152,7 +152,10 @@ def test_no_warmup():
     [
         (lambda a: np.zeros(3), r"simulate returned shape \(3,\) where \(2,\) is due"),
         (lambda a: np.full(2, np.nan), r"simulate returned NaN for a="),
-        (lambda a: 1 / 0, r"simulate raised ZeroDivisionError: division by zero, for a=.*all 3 simulations so far failed: mend the simulator, or the prior"),
+        (
+            lambda a: 1 / 0,
+            r"simulate raised ZeroDivisionError: division by zero, for a=.*all 3 simulations so far failed: mend the simulator, or the prior",
+        ),
     ],
     ids=["shape", "nan", "raises"],
 )

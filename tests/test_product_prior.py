@@ -80,7 +80,7 @@ def test_conditional_draws_have_the_joint_denoisers_mean(bare):
     """The covariance is sigma^2 dD/dx (Tweedie). Of a bare block they are those of the reverse SDE."""
     u, sigma = U[0], jnp.asarray(0.4)
     prior = ProductPrior([GaussianPrior.standard(1), Bare(WIDE), Bare(NARROW)], [1, 2, 1]) if bare else PRODUCT
-    one = jax.jit(jax.vmap(lambda key: conditional_sample(key, prior, u, sigma, 64)))
+    one = jax.jit(jax.vmap(lambda key: conditional_sample(key, prior, u, sigma)))
     draws = np.asarray(one(jr.split(jr.key(2), N)))
     sd = np.sqrt(np.diag(sigma**2 * jax.jacfwd(lambda u: JOINT.denoise(u, sigma))(u)))
     exact = slice(0, 1) if bare else slice(None)  # the Gaussian block has its closed form in any company
