@@ -42,7 +42,8 @@ class EnsembleCheck(NamedTuple):
     `latent_spread`: total variance of the draws over what the slope and the prior imply.
     `unexplained`: output variance that the slope leaves, over the noise variance, mean over the data.
     `noise_spread`: standard deviation over the draws of the log noise variance, the largest of the data.
-    `data_spread_error`: standard error of `data_spread` from the number of draws.
+    `data_spread_error`: standard error of `data_spread` from the number of draws. `has_spreads`: whether both spreads
+    are known.
     """
 
     chi2_per_datum: float
@@ -52,10 +53,13 @@ class EnsembleCheck(NamedTuple):
     unexplained: float
     noise_spread: float = 0.0
     data_spread_error: float = 0.0
+    has_spreads: bool = True
 
     def stats(self) -> dict[str, float]:
         """The figures for the table of diagnostics."""
-        return {name: value for name, value in self._asdict().items() if name not in ("chi2_tail", "data_spread_error")}
+        hidden = {"chi2_tail", "data_spread_error", "has_spreads"}
+        hidden |= set() if self.has_spreads else {"data_spread", "latent_spread"}
+        return {name: value for name, value in self._asdict().items() if name not in hidden}
 
     def warnings(self) -> list[str]:
         """A sentence with a remedy for every figure beyond its threshold."""
@@ -81,6 +85,8 @@ class EnsembleCheck(NamedTuple):
             ("predictions", self.data_spread, widest),
             ("draws", self.latent_spread, TOO_WIDE),
         ):
+            if not self.has_spreads:
+                break
             if np.isnan(ratio) and np.isfinite(self.chi2_per_datum):
                 sentence = (
                     f"whether the {name} vary as much as noise and prior ask for cannot be told, as neither they nor "
@@ -120,7 +126,8 @@ RATIOS = {"chi2_per_datum": "chi2_tail", "data_spread": "data_spread_error", "la
 
 def worst(checks: list[EnsembleCheck]) -> EnsembleCheck:
     """Of several ensembles the worst figure each: the farthest from 1, the largest where 0 is right, NaN before all."""
-    figures = {name: float(np.max([getattr(check, name) for check in checks])) for name in EnsembleCheck._fields}
+    figures: dict = {name: float(np.max([getattr(check, name) for check in checks])) for name in EnsembleCheck._fields}
+    figures["has_spreads"] = all(check.has_spreads for check in checks)
     for name, beside in RATIOS.items():
         chosen = checks[int(np.argmax([_distance(getattr(check, name)) for check in checks]))]
         figures |= {name: getattr(chosen, name), beside: getattr(chosen, beside)}
@@ -157,31 +164,40 @@ def check_ensemble(
     prediction: ArrayLike,
     observation: ArrayLike,
     noise: ArrayLike,
-    prior_draws: ArrayLike,
+    prior_draws: ArrayLike | None,
     slope: ArrayLike | None = None,
 ) -> EnsembleCheck:
     """Compare an equally weighted ensemble with the linear-Gaussian posterior of its slope.
 
     `x`: the draws, shape (particles, dim). `prediction`, `observation`, `noise`: their working responses, noise as
     variances, shape (particles, m). `prior_draws`: latents drawn from the prior, a few hundred at least, shape
-    (draws, dim); they cost no simulation. `slope`: shape (dim, m), the flow's own (`Posterior.slope`), which has seen
-    all levels; without it one is fitted to these draws, which tells little where they are fewer than unknowns.
+    (draws, dim); they cost no simulation. None leaves the spreads out: under a prior far from Gaussian, as networks
+    are, the posterior may be many times narrower than a Gaussian prior of the same covariance would make it.
+    `slope`: shape (dim, m), the flow's own (`Posterior.slope`), which has seen all levels; without it one is fitted to
+    these draws, which tells little where they are fewer than unknowns.
     Particles whose simulation is not finite make every figure NaN or infinite, and so a warning.
     """
-    x, prediction, observation, noise, draws = (
-        np.asarray(a, float) for a in (x, prediction, observation, noise, prior_draws)
-    )
+    x, prediction, observation, noise = (np.asarray(a, float) for a in (x, prediction, observation, noise))
     m = prediction.shape[1]
     noise_spread = _noise_spread(noise)
     chi2 = float(np.mean((observation - prediction) ** 2 / noise))
     if not (np.isfinite(chi2) and np.isfinite(x).all()):
-        return EnsembleCheck(np.inf, 0.0, np.nan, np.nan, np.inf, noise_spread if np.isfinite(noise_spread) else 0.0)
+        noise_spread = noise_spread if np.isfinite(noise_spread) else 0.0
+        return EnsembleCheck(np.inf, 0.0, np.nan, np.nan, np.inf, noise_spread, has_spreads=prior_draws is not None)
     tail = float(min(gammainc(m / 2, chi2 * m / 2), gammaincc(m / 2, chi2 * m / 2)))
     root = np.sqrt(np.median(noise, axis=0))
-    r, q, draws = (a - a.mean(axis=0) for a in (x, prediction / root, draws))
-    A = np.asarray(ridge(jnp.asarray(r), jnp.asarray(q))) if slope is None else np.asarray(slope, float) / root
+    r, q = (a - a.mean(axis=0) for a in (x, prediction / root))
+    A = (
+        np.asarray(ridge(jnp.asarray(r), jnp.asarray(q), 1 / len(r)))
+        if slope is None
+        else np.asarray(slope, float) / root
+    )
     n, explained = len(x) - 1, r @ A
     unexplained = float(np.mean(np.sum((q - explained) ** 2, axis=0) / n))
+    if prior_draws is None:
+        return EnsembleCheck(chi2, tail, 1.0, 1.0, unexplained, noise_spread, has_spreads=False)
+    draws = np.asarray(prior_draws, float)
+    draws = draws - draws.mean(axis=0)
     g = draws @ A
     C_gg, C_xg = g.T @ g / (len(draws) - 1), draws.T @ g / (len(draws) - 1)
     total = C_gg + (1 + unexplained) * np.eye(m)

@@ -39,6 +39,7 @@ SIGMA_MIN_OVER_SCALE = 1e-4
 # of the denoiser a step. Features of a 25th of the prior's scale come out half a per cent wide, of a hundredth 1.5 %
 # (with as many evaluations in steps of Heun's method: 6 and 11 %). Single paths may end up elsewhere.
 FIXED_STEPS = 12
+QUICK_STEPS = 12  # of the reverse SDE, one evaluation each
 FIXED_SIGMA_MAX_OVER_SCALE, FIXED_SIGMA_MIN_OVER_SCALE = 20.0, 1e-3
 
 
@@ -129,6 +130,24 @@ def draw(key: Key, prior: Prior) -> Vector:
     else:
         drawn = prior.sample(key)
     return decode(prior, jr.normal(key, prior.location.shape, prior.location.dtype)) if drawn is None else drawn
+
+
+def quick_draw(key: Key, prior: Prior) -> Vector:
+    """`draw` at a quarter of its cost where there is no closed form: by a few steps of the reverse SDE.
+
+    Directions narrower than a fiftieth of the prior's scale come out too narrow.
+    """
+    if isinstance(prior, ProductPrior) or prior.has_transport:
+        return draw(key, prior)
+    drawn = prior.sample(key)
+    if drawn is not None:
+        return drawn
+    key_noise, key_draw = jr.split(key)
+    location = prior.location
+    sigma = jnp.asarray(FIXED_SIGMA_MAX_OVER_SCALE * prior.scale, location.dtype)
+    width = jnp.sqrt(sigma**2 + prior.scale**2).astype(location.dtype)
+    x = location + width * jr.normal(key_noise, location.shape, location.dtype)
+    return reverse_sde_sample(key_draw, prior, x, sigma, QUICK_STEPS)
 
 
 class Flow(eqx.Module):

@@ -36,8 +36,8 @@ def guide(
 ) -> Posterior:
     """Carry an ensemble from the largest noise level to 0, steering it towards the data.
 
-    `num_particles`: J. `correction`: how to steer (default `KalmanCorrection()`). `schedule`: noise levels
-    (default: the correction's own). `chunk_size`: particles simulated at a time, for memory (default: all).
+    `num_particles`: J. `correction`: how to steer (default `KalmanCorrection.for_problem(problem)`). `schedule`: noise
+    levels (default: the correction's own). `chunk_size`: particles simulated at a time, for memory (default: all).
     `progress`: called with (levels done, levels in all). `evaluator`: simulates and counts. Either makes the loop
     run on the host, level by level, instead of as one `lax.scan`, with the same numbers.
 
@@ -53,7 +53,7 @@ def guide(
         raise ValueError(
             f"num_particles must be at least 2, since ensemble covariances need two particles; got {num_particles}"
         )
-    correction = KalmanCorrection() if correction is None else correction
+    correction = KalmanCorrection.for_problem(problem) if correction is None else correction
     levels = (correction.default_schedule(problem) if schedule is None else schedule).levels()
     num_steps = levels.shape[0] - 1
     planned = sum(correction.num_updates_at(index, num_steps) for index in range(num_steps))
@@ -67,7 +67,8 @@ def guide(
         ledger, before = evaluator.ledger, evaluator.count
         if num_particles * planned > evaluator.remaining:
             raise ValueError(_too_many(correction, num_steps, planned, num_particles, ledger))
-        x, slope = _guide_host(key, problem, correction, levels, num_particles, evaluator, progress)
+        x, memory = run_levels(key, problem, correction, levels, num_particles, evaluator, progress)
+        slope = correction.slope(memory)
     return Posterior(
         draws=x,
         num_forward_evaluations=ledger.count - before,
@@ -103,17 +104,29 @@ def _guide_scan(key, problem, correction, levels, num_particles, chunk_size):
     return x, correction.slope(memory)
 
 
-def _guide_host(key, problem, correction, levels, num_particles, evaluator, progress):
+def run_levels(
+    key: Key,
+    problem: InverseProblem,
+    correction: Correction,
+    levels: Vector,
+    num_particles: int,
+    evaluator: Evaluator,
+    progress: Callable[[int, int], None] | None = None,
+    carry: tuple[Ensemble, Any] | None = None,
+) -> tuple[Ensemble, Any]:
+    """Down these levels on the host, one by one; the ensemble, and the correction's memory.
+
+    `carry`: ensemble at the first level and memory to begin with; by default from the prior.
+    """
     num_steps = levels.shape[0] - 1
-    carry = begin(key, problem, correction, levels, num_particles)
+    carry = begin(key, problem, correction, levels, num_particles) if carry is None else carry
     for index in range(num_steps):
         # As an array: a Python number would be part of the program, and every level be compiled anew.
         carry = advance(carry, jnp.asarray(index), key, problem, correction, levels, evaluator.response)
         evaluator.reach(f"guided to level {index + 1} of {num_steps}")
         if progress is not None:
             progress(index + 1, num_steps)
-    x, memory = carry
-    return x, correction.slope(memory)
+    return carry
 
 
 def begin(key: Key, problem, correction, levels: Vector, num_particles: int) -> tuple[Ensemble, Any]:

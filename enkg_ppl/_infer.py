@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -10,10 +12,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from enkg_ppl._anneal import anneal
 from enkg_ppl._blackbox import watch_black_boxes
 from enkg_ppl._correction import Correction, KalmanCorrection
-from enkg_ppl._field_diagnostics import NUM_PRIOR_DRAWS, check_ensemble
-from enkg_ppl._flow import draw
+from enkg_ppl._field_diagnostics import NUM_PRIOR_DRAWS, EnsembleCheck, check_ensemble
+from enkg_ppl._flow import quick_draw
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._guide import guide
 from enkg_ppl._posterior import Posterior
@@ -85,12 +88,13 @@ def infer(
     flow, messages = None, []
     if guided:
         num_guided = num_particles if refinement is None else refinement.num_guided(num_particles, problem.dim)
+        guiding = None if progress is None else progress.guide
         # The check can be done without, for the sake of what the user asked for.
         kept = LEAST if refinement is not None else int(check and not as_asked)
         with ledger.reserving(kept * num_particles):
             if correction is None:
-                correction, messages = _affordable(schedule, num_guided, ledger.remaining, refinement)
-            if correction is not None:
+                correction, messages = _affordable(problem, schedule, num_guided, ledger.remaining, refinement)
+            if correction is not None and not (refinement is None and check and not as_asked):
                 flow = guide(
                     key_guide,
                     problem,
@@ -98,12 +102,17 @@ def infer(
                     correction=correction,
                     schedule=schedule,
                     evaluator=evaluate,
-                    progress=None if progress is None else progress.guide,
+                    progress=guiding,
                 )
     if refinement is None:
-        assert flow is not None  # the budget pays for two levels at least
+        if flow is None:  # as usual
+            assert correction is not None  # the budget pays for two levels at least
+            looks_at = functools.partial(_check, problem, evaluate)
+            flow = anneal(key_guide, problem, correction, evaluate, num_particles, looks_at, guiding)
+        elif check:
+            _check(problem, evaluate, flow)
         flow.stats["refinement"] = "none: asked for"
-        posterior = _checked(flow, problem, evaluate) if check else flow
+        posterior = flow
     else:
         draws, options = None if flow is None else flow.draws, {}
         if init is not None and isinstance(refinement, TemperedSMC):
@@ -137,25 +146,31 @@ def infer(
 CUT_SHORT = "the budget of forward evaluations cut the run short: raise max_forward_evaluations, or lower num_particles"
 
 
-def _checked(flow: Posterior, problem: InverseProblem, evaluate: Evaluator) -> Posterior:
-    """The guided ensemble, with what one more simulation of every particle says about it."""
+def _check(problem: InverseProblem, evaluate: Evaluator, flow: Posterior) -> EnsembleCheck | None:
+    """Simulate the guided ensemble once more, and enter what that says about it; None where the budget ends before."""
     if not evaluate.affords(flow.num_particles):
         flow.messages.append(
             "the budget left no evaluation to check the guided ensemble: raise max_forward_evaluations"
         )
-        return flow
-    prior_draws = _prior_draws(problem.prior, jr.split(jr.key(0), NUM_PRIOR_DRAWS))
+        return None
     log_likelihood, response = evaluate.log_likelihood_and_response(flow.draws)
+    prior_draws = None if problem.prior.grid is not None else _prior_draws(problem.prior)
     found = check_ensemble(flow.draws, *response, prior_draws, flow.slope)
     flow.log_likelihood = log_likelihood
     flow.stats |= found.stats()
     flow.messages += found.warnings()
-    return flow
+    flow.num_forward_evaluations += flow.num_particles
+    return found
+
+
+def _prior_draws(prior: Prior) -> Ensemble:
+    """For `check_ensemble`."""
+    return _drawn(prior, jr.split(jr.key(0), NUM_PRIOR_DRAWS))
 
 
 @eqx.filter_jit
-def _prior_draws(prior: Prior, keys):
-    return over_particles(prior, lambda key: draw(key, prior), keys)
+def _drawn(prior: Prior, keys) -> Ensemble:
+    return over_particles(prior, lambda key: quick_draw(key, prior), keys)
 
 
 LEAST = 4  # evaluations a draw that any refinement needs to be of use
@@ -163,13 +178,16 @@ MIN_LEVELS = 2  # of a guided flow
 
 
 def _affordable(
-    schedule: Schedule | None, num_guided: int, budget: float, refinement: Refinement | None
+    problem: InverseProblem, schedule: Schedule | None, num_guided: int, budget: float, refinement: Refinement | None
 ) -> tuple[Correction | None, list[str]]:
     """The default correction, with as many levels as half the budget pays for, and what the user should know of it.
 
     None where that is not even two. Levels that the user asked for stay.
     """
-    usual = KalmanCorrection() if refinement is None else KalmanCorrection(num_steps=PROPOSAL_LEVELS)
+    if refinement is None:
+        usual = KalmanCorrection.for_problem(problem)
+    else:
+        usual = KalmanCorrection(num_steps=PROPOSAL_LEVELS)
     if schedule is not None:
         return usual, []
     share = budget if refinement is None else budget / 2
@@ -181,7 +199,9 @@ def _affordable(
         f"the budget of forward evaluations cut the guided flow {of}: raise max_forward_evaluations, or lower "
         "num_particles"
     )
-    return KalmanCorrection(num_steps=num_steps) if num_steps >= MIN_LEVELS else None, [message]
+    if num_steps < MIN_LEVELS:
+        return None, [message]
+    return dataclasses.replace(usual, num_steps=num_steps), [message]
 
 
 # Particles a dimension that half the ensemble needs, for a reference fitted to it.

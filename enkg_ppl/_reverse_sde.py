@@ -30,9 +30,10 @@ from scipy.optimize import least_squares
 from enkg_ppl._prior import Prior
 from enkg_ppl._types import Key, Scalar, Vector
 
-# Variances of a direction over that of the noise, as powers of ten, for which steps are fitted: from half a decade a step
-# below 1 on. 8 steps are within 0.1 % from 1e-4 on, and two components of a mixture that lie 3.5 apart have a variance
-# of 1.02 times the right one at a noise level of 2, 1.08 at 4 and 1.11 at 10 (a decade a step: 1.07, 1.14, 1.22).
+# Variances of a direction over that of the noise, as powers of ten, for which steps are fitted: from half a decade a
+# step below 1 on. 8 steps are within 0.1 % from 1e-4 on, and two components of a mixture that lie 3.5 apart have a
+# variance of 1.02 times the right one at a noise level of 2, 1.08 at 4 and 1.11 at 10 (a decade a step: 1.07, 1.14,
+# 1.22).
 LARGEST, DECADES, SMALLEST_OF_ALL, DIRECTIONS = 4, 0.5, -8, 80
 # Above so many steps they follow a curve through so many points.
 KNOTS = 8

@@ -103,8 +103,8 @@ class VarianceExploding(Schedule):
     """
 
     num_steps: int = eqx.field(static=True, default=100)
-    sigma_min: float = 0.02
-    sigma_max: float = 100.0
+    sigma_min: float | Scalar = 0.02
+    sigma_max: float | Scalar = 100.0
 
     def __check_init__(self):
         _check_steps("VarianceExploding", self.num_steps)

@@ -36,8 +36,8 @@ def exact_quantiles(levels):
 def test_quantiles_far_out_are_the_grids():
     """Share of the draws beyond the exact 50 to 99.5 % quantiles, eight runs together: within 3.5 standard errors.
 
-    Beyond 99.5 % 160 draws are due, with a standard error of 12.6: tails short by three tenths are seen. The chance that
-    one of the eight shares of exact draws is off by as much is below four in a thousand.
+    Beyond 99.5 % 160 draws are due, with a standard error of 12.6: tails short by three tenths are seen. The chance
+    that one of the eight shares of exact draws is off by as much is below four in a thousand.
     """
     levels = np.array([0.5, 0.9, 0.975, 0.995])
     quantiles = exact_quantiles(levels)

@@ -143,12 +143,13 @@ def test_ridge_finds_a_linear_map_and_shrinks_noise():
 
 
 def test_pairs_of_earlier_levels_count():
-    """Two levels of 6 pairs determine a map of 10 unknowns, one does not; the old slope is forgotten when it bends."""
+    """Two levels of 9 pairs determine a map of 10 unknowns, one does not; the old slope is forgotten when it bends."""
     keys = jr.split(jr.key(1), 3)
     A, B = jr.normal(keys[0], (2, 10, 4))
-    first, second = jr.normal(keys[1], (2, 6, 10))
-    once = learn(no_pairs(6, 10, 4, A.dtype), first, first @ A, jnp.ones(6), 0.5)
-    twice = learn(once, second, second @ A, jnp.ones(6), 0.5)
+    pairs = jr.normal(keys[1], (2, 9, 10))
+    first, second = pairs - pairs.mean(axis=1, keepdims=True)
+    once = learn(no_pairs(9, 10, 4, A.dtype), first, first @ A, jnp.ones(9), 0.5)
+    twice = learn(once, second, second @ A, jnp.ones(9), 0.5)
     assert np.abs(once.slope - A).max() > 0.1
     np.testing.assert_allclose(twice.slope, A, atol=1e-6)
     many = jr.normal(keys[2], (600, 10))

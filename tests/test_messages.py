@@ -154,7 +154,8 @@ def test_no_warmup():
         (lambda a: np.full(2, np.nan), r"simulate returned NaN for a="),
         (
             lambda a: 1 / 0,
-            r"simulate raised ZeroDivisionError: division by zero, for a=.*all 3 simulations so far failed: mend the simulator, or the prior",
+            r"simulate raised ZeroDivisionError: division by zero, for a=.*all 3 simulations so far failed: mend the "
+            r"simulator, or the prior",
         ),
     ],
     ids=["shape", "nan", "raises"],

@@ -3,6 +3,8 @@
 Judged by ``E |draw - D|^2 / E |truth - D|^2``, group of directions by group, for truths of the prior.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -99,7 +101,7 @@ def bands(fields):
     k = kolmogorov.wave_numbers(fields.shape[-1])
     power = np.abs(np.fft.fft2(fields)) ** 2
     edges = (-1, 3.5, 7.5, 10.5, np.inf)
-    one = [power[:, (k >= low) & (k < high)].sum(axis=1) for low, high in zip(edges, edges[1:], strict=False)]
+    one = [power[:, (k >= low) & (k < high)].sum(axis=1) for low, high in itertools.pairwise(edges)]
     return np.stack([*one, power.sum(axis=(1, 2))], axis=1)
 
 

@@ -28,19 +28,22 @@ from jaxtyping import Array, Float
 from enkg_ppl._correction._base import Correction, Level
 from enkg_ppl._correction._bounds import MOST, bounded
 from enkg_ppl._correction._gain import covariance_product, eigh, kalman_shift, krylov_shift
-from enkg_ppl._correction._slope import Pairs, learn, no_pairs
-from enkg_ppl._flow import conditional_sample, draw
+from enkg_ppl._correction._slope import Pairs, judged, learn, no_pairs
+from enkg_ppl._flow import conditional_sample, quick_draw
 from enkg_ppl._likelihood import Response
 from enkg_ppl._prior import GaussianPrior, Prior, in_chunks, over_particles
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._random import normals
-from enkg_ppl._schedule import Karras
+from enkg_ppl._schedule import Karras, Schedule, VarianceExploding
 from enkg_ppl._types import AnyArray, Ensemble, Key, Scalar
 
 # Particles whose own derivatives of the denoiser are held in memory at a time.
 PARTICLES_AT_A_TIME = 16
 # Above twice the prior's widest direction the noise hides everything.
 FIRST_LEVEL = 2.0
+LEVELS_OF_FIELDS, LAST_LEVEL_OF_FIELDS = 28, 0.015
+# Weight of a level's simulations when the next level's slope is fitted; a field needs many of them.
+MEMORY, MEMORY_OF_FIELDS = 0.5, 0.8
 
 
 class KalmanCorrection(Correction):
@@ -49,8 +52,9 @@ class KalmanCorrection(Correction):
     `num_steps`: noise levels of the default schedule; a level costs one forward evaluation a particle.
     `last_level`: smallest noise level of the default schedule, in units of the prior's widest standard deviation.
     Where the noise is low, the simulator bends and pairs of draw and output outnumber unknowns, 0.03 is better.
-    `memory`: weight of one level's simulations when the next level's slope is fitted, in [0, 1]. Small values follow
-    a simulator that bends, large ones average.
+    `rho`: bends the default schedule as in `Karras`; None for levels in equal ratios, of which more are small.
+    `memory`: weight of one level's simulations when the next level's slope is fitted, in [0, 1] (default 0.5, and 0.8
+    where the prior is of fields). Small values follow a simulator that bends, large ones average.
     `num_draw_steps`: reverse-SDE steps of a conditional draw, where the prior has none in closed form.
     `max_innovation`: innovations larger than this many of their own standard deviations (root mean square over
     the data) are scaled down to it, so that a strongly nonlinear simulator cannot throw particles out.
@@ -58,21 +62,34 @@ class KalmanCorrection(Correction):
 
     num_steps: int = eqx.field(static=True, default=20)
     last_level: float = 0.1
-    memory: float = 0.5
+    rho: float | None = eqx.field(static=True, default=7.0)
+    memory: float | None = None
     num_draw_steps: int = eqx.field(static=True, default=8)
     max_innovation: float = 4.0
 
     def __check_init__(self):
         if not 0 < self.last_level < FIRST_LEVEL:
             raise ValueError(f"KalmanCorrection needs 0 < last_level < {FIRST_LEVEL:g}; got {self.last_level}")
-        if not 0 <= self.memory <= 1:
+        if self.memory is not None and not 0 <= self.memory <= 1:
             raise ValueError(f"KalmanCorrection needs 0 <= memory <= 1; got memory={self.memory}")
         if not self.max_innovation > 0:
             raise ValueError(f"KalmanCorrection needs max_innovation > 0; got {self.max_innovation}")
 
-    def default_schedule(self, problem: InverseProblem) -> Karras:
+    @classmethod
+    def for_problem(cls, problem: InverseProblem, **options) -> KalmanCorrection:
+        """With the levels that this problem's prior needs: of fields and images more, and down to a smaller one.
+
+        There pairs of draw and output are few beside unknowns, and a simulator that bends is straight only near by.
+        """
+        if problem.prior.grid is not None:
+            options = {"num_steps": LEVELS_OF_FIELDS, "last_level": LAST_LEVEL_OF_FIELDS, "rho": None, **options}
+        return cls(**options)
+
+    def default_schedule(self, problem: InverseProblem) -> Schedule:
         scale = problem.prior.scale
-        return Karras(self.num_steps, self.last_level * scale, FIRST_LEVEL * scale)
+        if self.rho is None:
+            return VarianceExploding(self.num_steps, self.last_level * scale, FIRST_LEVEL * scale)
+        return Karras(self.num_steps, self.last_level * scale, FIRST_LEVEL * scale, self.rho)
 
     def start(self, key: Key, problem: InverseProblem, num_particles: int, sigma) -> Ensemble:
         prior = problem.prior
@@ -85,7 +102,8 @@ class KalmanCorrection(Correction):
     def init(self, problem: InverseProblem, x: Ensemble) -> Pairs:
         x_j = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
         response = jax.eval_shape(lambda x_j: problem.likelihood.response(problem.forward(x_j)), x_j)
-        return no_pairs(x.shape[0], x.shape[1], response.prediction.shape[0], x.dtype)
+        m = response.prediction.shape[0]
+        return no_pairs(x.shape[0], x.shape[1], m, x.dtype, problem.prior.grid)
 
     def num_updates_at(self, index: int, num_steps: int) -> int:
         return 1
@@ -103,7 +121,9 @@ class KalmanCorrection(Correction):
         perturbations = normals(key_perturb, responses.prediction.shape, x.dtype)
         noise = normals(key_noise, x.shape, x.dtype)
         # Not the number of levels: the program does not depend on it, and would be compiled anew for each.
-        settings, sigmas = (self.memory, self.max_innovation), (level.sigma, level.sigma_next)
+        grid = problem.prior.grid
+        forget = (MEMORY if grid is None else MEMORY_OF_FIELDS) if self.memory is None else self.memory
+        settings, sigmas = (forget, self.max_innovation), (level.sigma, level.sigma_next)
         return _analyse(settings, problem.prior, x, z, responses, sigmas, memory, perturbations, noise)
 
 
@@ -125,7 +145,7 @@ def _conditional(prior: GaussianPrior, eps: Ensemble, x: Ensemble, sigma) -> Ens
 @eqx.filter_jit
 def _noised_prior_draws(key: Key, prior, num_particles: int, sigma) -> Ensemble:
     key_draw, key_noise = jr.split(key)
-    x0 = over_particles(prior, lambda key: draw(key, prior), jr.split(key_draw, num_particles))
+    x0 = over_particles(prior, lambda key: quick_draw(key, prior), jr.split(key_draw, num_particles))
     return x0 + sigma * jr.normal(key_noise, x0.shape, x0.dtype)
 
 
@@ -154,6 +174,7 @@ def _analyse(
     root = jnp.sqrt(gamma)[None]
     r, q = (_centred(a, usable, n) for a in (z, prediction))
     # From here on outputs are in units of the noise.
+    memory = judged(memory, r, q, root[0], n)
     A = jnp.clip(memory.slope / root, -MOST, MOST)
     S = jnp.sum((q / root - r @ A) ** 2, axis=0) / (n - 1)
     innovation = jnp.clip((responses.observation - responses.prediction) / root, -MOST, MOST)
@@ -178,7 +199,7 @@ def _analyse(
     farthest = max_innovation * len(gamma) ** 0.5 * jnp.maximum(prior.scale, sigma)
     sound = usable & (jnp.linalg.norm(shifts, axis=1) <= farthest)
     x0 = z + jnp.where(sound[:, None], shifts, 0.0)
-    return x0 + sigma_next * noise, learn(memory, r, q, usable.astype(x.dtype), forget, reach)
+    return x0 + sigma_next * noise, learn(memory, r, q, usable.astype(x.dtype), forget, reach, prior.grid)
 
 
 def _centred(a: Float[AnyArray, "particles _"], usable, n):

@@ -14,28 +14,55 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from enkg_ppl._correction._local_slope import PENALTIES, expected_variances, local_ridge
+from enkg_ppl._prior import Grid
 from enkg_ppl._types import Ensemble
 
 # Pairs are kept until there are this many: on a field of as many unknowns they determine a linear map.
 ROWS = 1024
+# Weight of what a slope missed before, beside what it misses now.
+REMEMBER = 0.5
 # Penalties tried, over the largest eigenvalue of the draws' second moments; the smallest is set by rounding.
 LARGEST_PENALTY, NUM_PENALTIES = 1e2, 17
 
 
 class Pairs(NamedTuple):
-    """Centred draws and outputs of the last levels, newest first, and the slope learned from them."""
+    """Centred draws and outputs of the last levels, newest first, and what was learned from them.
+
+    `slope`: the one that is used. `candidates`: slopes that compete to predict the next level's outputs, and `misses`:
+    what each has missed of outputs that it had not seen, a mean over the levels that forgets.
+    """
 
     draws: Float[Array, "levels particles dim"]
     outputs: Float[Array, "levels particles m"]
     weights: Float[Array, "levels particles"]
     slope: Float[Array, "dim m"]
+    candidates: Float[Array, "candidates dim m"]
+    misses: Float[Array, " candidates"]
 
 
-def no_pairs(num_particles: int, dim: int, m: int, dtype) -> Pairs:
+def no_pairs(num_particles: int, dim: int, m: int, dtype, grid: Grid | None = None) -> Pairs:
     """Room for the pairs of as many levels as make `ROWS`, two at least; the slope is zero until something is known."""
     levels = max(2, -(-ROWS // num_particles))
     shape = (levels, num_particles)
-    return Pairs(*(jnp.zeros(s, dtype) for s in ((*shape, dim), (*shape, m), shape, (dim, m))))
+    candidates = 1 if grid is None else 1 + len(PENALTIES)
+    shapes = ((*shape, dim), (*shape, m), shape, (dim, m), (candidates, dim, m), (candidates,))
+    return Pairs(*(jnp.zeros(s, dtype) for s in shapes))
+
+
+def judged(pairs: Pairs, r: Ensemble, q: Float[Array, "particles m"], root: Float[Array, " m"], n) -> Pairs:
+    """The same with the slope that predicts outputs best, now that there are new centred pairs (r, q).
+
+    `root`: units of the outputs. Where none predicts these better than nothing does, the slope is zero.
+    """
+    q = q / root[None]
+    left = q[None] - jnp.einsum("jd,cdm->cjm", r, pairs.candidates) / root[None, None]
+    now, nothing = jnp.sum(left**2, axis=(1, 2)) / (n - 1), jnp.sum(q**2) / (n - 1)
+    known = jnp.any(pairs.misses > 0)
+    misses = jnp.where(known, REMEMBER * pairs.misses + (1 - REMEMBER) * now, now)
+    best = jnp.argmin(misses)
+    useful = now[best] < nothing
+    return pairs._replace(slope=jnp.where(useful, pairs.candidates[best], 0.0), misses=misses)
 
 
 def learn(
@@ -45,10 +72,12 @@ def learn(
     weight,
     forget,
     reach: Float[Array, " m"] | float = jnp.inf,
+    grid: Grid | None = None,
 ) -> Pairs:
     """Add the centred pairs (r, q) of one level, let the older ones count `forget` times as much, and fit anew.
 
     `reach`: outputs farther from the middle are pulled in to it; outputs of older levels may be wilder than this one's.
+    `grid`: where the latent vector is a field.
     """
     draws, outputs, weights = (
         jnp.concatenate([new[None], old[:-1]])
@@ -57,13 +86,22 @@ def learn(
     most = 2 * jnp.broadcast_to(reach, q.shape[1:])[None, None]  # the middle itself may lie as far out
     outputs = jnp.clip(outputs, -most, most)
     root = jnp.sqrt(weights).reshape(-1, 1)
-    slope = ridge(root * draws.reshape(-1, r.shape[1]), root * outputs.reshape(-1, q.shape[1]))
-    return Pairs(draws, outputs, weights, slope)
+    X, Y = root * draws.reshape(-1, r.shape[1]), root * outputs.reshape(-1, q.shape[1])
+    candidates = ridge(X, Y, 1 / len(r))[None]
+    if grid is not None:
+        unit = _power_of_two(jnp.max(jnp.abs(Y), axis=0))[None]  # squares neither overflow nor vanish
+        variances = expected_variances(grid, pairs.slope)
+        local = local_ridge(X, Y / unit, variances, jnp.sum(weights), pairs.candidates[1:] / unit[None])
+        candidates = jnp.concatenate([candidates, local * unit[None]])
+    best = jnp.argmin(jnp.where(pairs.misses > 0, pairs.misses, 1.0))
+    return Pairs(draws, outputs, weights, candidates[best], candidates, pairs.misses)
 
 
-def ridge(X: Float[Array, "rows dim"], Y: Float[Array, "rows m"]) -> Float[Array, "dim m"]:
+def ridge(X: Float[Array, "rows dim"], Y: Float[Array, "rows m"], centring: float = 0.0) -> Float[Array, "dim m"]:
     """``argmin_A ||Y - X A||^2 + penalty ||A||^2`` with the penalty of the smallest leave-one-out error.
 
+    `centring`: the share that a row has in the mean that was taken off it, one over their number. Without it, fewer
+    rows than directions seem to be predicted perfectly by the others, as centred rows add up to zero.
     One eigendecomposition, of the smaller of ``X X^T`` and ``X^T X``, serves all penalties and the leverages.
     The error is summed over the data, each in units of its own mean square.
 
@@ -90,7 +128,7 @@ def ridge(X: Float[Array, "rows dim"], Y: Float[Array, "rows m"]) -> Float[Array
     def error(penalty):
         inverse = 1 / (values + penalty)
         residual = Y - scores @ (inverse[:, None] * moments)
-        leverage = jnp.sum(scores**2 * inverse[None], axis=1)
+        leverage = centring + jnp.sum(scores**2 * inverse[None], axis=1)
         residual = residual / jnp.maximum(1 - leverage, floor)[:, None]
         return jnp.sum(jnp.sum(residual**2, axis=0) / size)
 

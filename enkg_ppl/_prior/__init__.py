@@ -1,6 +1,6 @@
 """Diffusion priors, one file per family."""
 
-from enkg_ppl._prior._base import Prior
+from enkg_ppl._prior._base import Grid, Prior
 from enkg_ppl._prior._chunks import in_chunks, over_particles
 from enkg_ppl._prior._file import PriorFileError, load_prior, save_prior
 from enkg_ppl._prior._gaussian import GaussianPrior
@@ -18,6 +18,7 @@ __all__ = [
     "Direct",
     "Discrete",
     "GaussianPrior",
+    "Grid",
     "MixturePrior",
     "NetworkPrior",
     "Preconditioning",

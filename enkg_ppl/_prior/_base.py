@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import abc
+from typing import NamedTuple
 
 import equinox as eqx
 from jaxtyping import Array, Float
 
 from enkg_ppl._types import Key, Scalar, Vector
+
+
+class Grid(NamedTuple):
+    """What a latent vector is: `channels` of values at the points of a line, a plane or a box of this `shape`.
+
+    `periodic`: whether opposite edges meet.
+    """
+
+    channels: int
+    shape: tuple[int, ...]
+    periodic: bool
 
 
 class Prior(eqx.Module):
@@ -52,6 +64,11 @@ class Prior(eqx.Module):
     @property
     def chunk_size(self) -> int | None:
         """Particles evaluated at a time, to bound memory (see `over_particles`); None for the whole ensemble."""
+        return None
+
+    @property
+    def grid(self) -> Grid | None:
+        """What the latent vector is a field on, or None where neighbours in it are no neighbours."""
         return None
 
     @property

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from enkg_ppl._prior._base import Prior
+from enkg_ppl._prior._base import Grid, Prior
 from enkg_ppl._prior._preconditioning import Direct, Preconditioning
 from enkg_ppl._prior._record import Record
 from enkg_ppl._types import AnyArray, Scalar, Vector
 
+# Points along its longest side that make an event a field.
+LEAST_GRID = 8
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
@@ -152,6 +154,16 @@ class NetworkPrior(Prior):
     @property
     def chunk_size(self) -> int | None:
         return self._chunk_size
+
+    @property
+    def grid(self) -> Grid | None:
+        """Of events ``(channels, ...)`` or ``(rows, columns)``; their edges meet where the network's do."""
+        shape = self.event_shape
+        channels = 1 if len(shape) == 2 and shape[0] >= LEAST_GRID else shape[0]
+        places = shape if channels == 1 and len(shape) == 2 else shape[1:]
+        if not places or max(places) < LEAST_GRID:
+            return None
+        return Grid(channels, places, getattr(self.network, "padding", None) == "periodic")
 
     def _evaluate(self, u: Float[AnyArray, "..."], noise: Scalar) -> Float[AnyArray, "..."]:
         """The network's output for one event, in the caller's precision."""
