@@ -4,9 +4,9 @@ The Kolmogorov flow of `models.kolmogorov` (viscosity 1/40) carries a vorticity 
 a time T of 1 or 5; every second point of the result is seen, 16 x 16 numbers, with noise of .1 or 1 of the field's
 standard deviation. Unknown is w itself: 1,024 numbers, the prior being the network of `models.kolmogorov`.
 
-    python -m models.navier_stokes                   the table: eight truths in each of four settings
-    python -m models.navier_stokes --quick           one truth of each, J = 32 particles
-    python -m models.navier_stokes --picture FILE    fields and spreads of one setting
+    python -m models.navier_stokes                       the table: eight truths in each of four settings, some hours
+    python -m models.navier_stokes --quick               one truth at T = 1, 32 particles, five levels
+    python -m models.navier_stokes --picture FILE.png    truth, data, mean and spread of one case
 
 Truths are fields of fresh trajectories, which no training has seen.
 
@@ -21,12 +21,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Array, Float
+from matplotlib.figure import Figure
 
 from enkg_ppl import GaussianLikelihood, InverseProblem
 from enkg_ppl._types import Vector
-from models import kolmogorov
+from models import _page, kolmogorov
 from validation import metrics
 
 SIZE, STRIDE = 32, 2
@@ -65,9 +67,9 @@ class Look:
         self.num_steps = round(duration / kolmogorov.TIME_STEP)
 
     def __call__(self, w: Vector) -> Float[Array, "256"]:
-        start = jnp.asarray(w).reshape(1, SIZE, SIZE)
+        start = jnp.asarray(w, jnp.result_type(float)).reshape(1, SIZE, SIZE)  # the solver's own precision
         after = jax.lax.fori_loop(0, self.num_steps, lambda _, w: self.step(w), start)
-        return after[0, ::STRIDE, ::STRIDE].ravel()
+        return after[0, ::STRIDE, ::STRIDE].ravel().astype(w.dtype)
 
 
 @functools.cache
@@ -79,7 +81,7 @@ def look(duration: float) -> Look:
 def truths(num: int = NUM_TRUTHS) -> Float[np.ndarray, "truths 1024"]:
     """Fields of fresh trajectories, one each, after the spin-up."""
     starts = kolmogorov.random_starts(np.random.default_rng(TRUTHS_SEED), num, kolmogorov.FINE)
-    fields = kolmogorov.advance(kolmogorov.SPIN_UP, kolmogorov.FINE)(jnp.asarray(starts, jnp.float32))
+    fields = kolmogorov.advance(kolmogorov.SPIN_UP, kolmogorov.FINE)(jnp.asarray(starts))
     return kolmogorov.truncate(np.asarray(fields), SIZE).reshape(num, -1).astype(np.float32)
 
 
@@ -110,3 +112,124 @@ def score(draws, truth, problem: InverseProblem) -> dict[str, float]:
         "ssr": float(metrics.spread_skill_ratio(draws, truth)),
         "chi2": float(chi2),
     }
+
+
+FIGURES = ("l2", "crps", "ssr", "chi2")
+
+
+def run(setting: Setting, number: int, *, num_particles: int = NUM_PARTICLES, quick: bool = False) -> dict[str, Any]:
+    """One row of the table, with the library's defaults: one seed for a truth, its data and its draws."""
+    truth = truths()[number]
+    case = problem(setting, truth, number)
+    began = time.perf_counter()
+    posterior = solve(case, setting, number, num_particles, quick)
+    return {
+        "setting": setting.name,
+        "truth": number,
+        **score(posterior.draws, truth, case),
+        "evaluations": posterior.num_forward_evaluations,
+        "seconds": time.perf_counter() - began,
+        "cycles": posterior.stats.get("num_cycles", 0),
+        "messages": posterior.messages,
+    }
+
+
+def solve(case: InverseProblem, setting: Setting, seed: int, num_particles: int, quick: bool = False) -> Posterior:
+    """The guided ensemble with the defaults, or for a look in five levels."""
+    options: dict[str, Any] = {"max_forward_evaluations": setting.budget, "refine": None}
+    if quick:
+        options["correction"] = KalmanCorrection.for_problem(case, num_steps=5)
+    return infer(jax.random.key(seed), case, num_particles=num_particles, **options)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Medians over the truths, as Markdown."""
+    lines = [
+        "| | truths | relative L2 | CRPS | SSR | chi^2 | evaluations | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in SETTINGS:
+        own = [row for row in rows if row["setting"] == name]
+        if own:
+            middle = {key: float(np.median([row[key] for row in own])) for key in (*FIGURES, "evaluations", "seconds")}
+            figures = " | ".join(f"{middle[key]:.3f}" for key in FIGURES)
+            lines.append(
+                f"| {name} | {len(own)} | {figures} | {middle['evaluations']:,.0f} | {middle['seconds']:.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def picture(setting: Setting, number: int, posterior: Posterior, case: InverseProblem) -> Figure:
+    """Truth, what is seen of its future, posterior mean, spread, and two draws."""
+    truth, likelihood = truths()[number], case.likelihood
+    draws = np.asarray(posterior.draws, float)
+    seen: Any = getattr(likelihood, "y")  # noqa: B009
+    panels = [
+        ("truth", truth),
+        (f"seen at T = {setting.duration:g}", np.asarray(seen)),
+        ("posterior mean", draws.mean(axis=0)),
+        ("a draw", draws[0]),
+        ("another draw", draws[1]),
+        ("standard deviation", draws.std(axis=0)),
+    ]
+    bound = 3 * FIELD_SD
+    with _page.style():
+        figure, axes = plt.subplots(1, len(panels), figsize=(15, 3), layout="constrained")
+        for ax, (title, field) in zip(axes, panels, strict=True):
+            size = round(len(field) ** 0.5)
+            spread = title == "standard deviation"
+            image = ax.imshow(
+                field.reshape(size, size).T,  # x to the right
+                cmap="viridis" if spread else "RdBu_r",
+                vmin=0 if spread else -bound,
+                vmax=None if spread else bound,
+                origin="lower",
+            )
+            ax.set(title=title)
+            ax.set_axis_off()
+            if spread or title.startswith("seen"):
+                figure.colorbar(image, ax=ax, shrink=0.8)
+        plt.close(figure)
+    return figure
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m models.navier_stokes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--truths", type=int, default=NUM_TRUTHS, help=f"of each setting, at most {NUM_TRUTHS}")
+    parser.add_argument("--particles", type=int, default=NUM_PARTICLES)
+    parser.add_argument("--quick", action="store_true", help="T1_low, one truth, 32 particles, five levels")
+    parser.add_argument("--out", type=Path, help="file of rows, one JSON object a line; finished rows are kept")
+    parser.add_argument("--picture", type=Path, help="draw the first truth of the first setting instead")
+    options = parser.parse_args(argv)
+    if not 1 <= options.truths <= NUM_TRUTHS:
+        parser.error(f"--truths must be 1 to {NUM_TRUTHS}; got {options.truths}")
+    if options.quick:
+        options.settings, options.truths, options.particles = ["T1_low"], 1, 32
+    if options.picture:
+        setting = SETTINGS[options.settings[0]]
+        case = problem(setting, truths()[0])
+        posterior = solve(case, setting, 0, options.particles, options.quick)
+        _page.save_png(picture(setting, 0, posterior, case), options.picture, 1500)
+        print(options.picture)
+        return
+    kept = options.out and options.out.exists()
+    rows = [json.loads(line) for line in options.out.read_text("utf-8").splitlines()] if kept else []
+    done = {(row["setting"], row["truth"]) for row in rows}
+    for name in options.settings:
+        for number in range(options.truths):
+            if (name, number) in done:
+                continue
+            row = run(SETTINGS[name], number, num_particles=options.particles, quick=options.quick)
+            rows.append(row)
+            print(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
+            if options.out:
+                with options.out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Cycles of the guided flow: none where it has arrived, more where the simulator bends, never beyond the budget."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from enkg_ppl import GaussianLikelihood, GaussianPrior, InverseProblem, KalmanCorrection, guide, infer
+from enkg_ppl._anneal import CYCLE_LEVELS, MAX_CYCLES, has_arrived
+from enkg_ppl._field_diagnostics import EnsembleCheck
+from models import navier_stokes
+
+DIM, J, NOISE = 24, 64, 0.05
+A = jr.normal(jr.key(5), (DIM, DIM)) / DIM**0.5
+
+
+def problem(bend):
+    """Unknowns seen through ``sinh(bend x) / bend``, nearly the identity for small bends, mixed by A."""
+    forward = lambda x: A @ (jnp.sinh(bend * x) / bend)  # noqa: E731
+    truth = jr.normal(jr.key(1), (DIM,))
+    y = forward(truth) + NOISE * jr.normal(jr.key(2), (DIM,))
+    return InverseProblem(GaussianPrior.standard(DIM), forward, GaussianLikelihood(y, NOISE))
+
+
+def test_a_linear_simulator_needs_no_cycle():
+    usual = KalmanCorrection()
+    posterior = infer(jr.key(0), problem(1e-3), num_particles=J, refine=None)
+    assert posterior.stats["num_cycles"] == 0
+    assert posterior.stats["cycles"] == "arrived"
+    assert posterior.num_forward_evaluations == (usual.num_steps + 1) * J
+    alone = guide(jr.split(jr.key(0))[0], problem(1e-3), num_particles=J)
+    np.testing.assert_allclose(posterior.draws, alone.draws, rtol=1e-6, atol=1e-6)
+
+
+def test_cycles_bring_a_simulator_that_bends_nearer():
+    """Chi-square per datum after the first pass and at the end, five seeds; every simulation is counted."""
+    bent, before, after = problem(1.0), [], []
+    for seed in range(5):
+        first = infer(jr.key(seed), bent, num_particles=J, refine=None, max_forward_evaluations=21 * J)
+        whole = infer(jr.key(seed), bent, num_particles=J, refine=None)
+        assert first.stats["num_cycles"] == 0
+        assert "budget has no room" in first.stats["cycles"]
+        cycles = whole.stats["num_cycles"]
+        assert 1 <= cycles <= MAX_CYCLES
+        assert whole.num_forward_evaluations == (21 + cycles * (CYCLE_LEVELS + 1)) * J
+        before.append(first.stats["chi2_per_datum"])
+        after.append(whole.stats["chi2_per_datum"])
+    print(before, after)
+    assert np.mean(after) < 0.8 * np.mean(before)
+
+
+@pytest.mark.parametrize("budget", [10, 21, 33, 34, 40, 47])
+def test_budgets_hold(budget):
+    posterior = infer(jr.key(0), problem(1.0), num_particles=J, refine=None, max_forward_evaluations=budget * J)
+    assert posterior.num_forward_evaluations <= budget * J
+    if budget >= 34:
+        assert posterior.stats["num_cycles"] >= 1
+
+
+def check(chi2, tail, unexplained):
+    return EnsembleCheck(chi2, tail, 1.0, 1.0, unexplained)
+
+
+def test_when_it_has_arrived():
+    assert has_arrived(check(1.1, 1e-9, 0.5))
+    assert has_arrived(check(2.0, 0.2, 0.5))  # two data: chance
+    assert not has_arrived(check(2.0, 1e-9, 0.5))
+    assert not has_arrived(check(1.0, 0.5, 3.0))
+    assert not has_arrived(check(np.inf, 0.0, np.inf))
+
+
+def test_the_navier_stokes_cases():
+    """Data are the flow's, at every second point; the last setting's noise is ten times the first's."""
+    truth = navier_stokes.truths(2)[0]
+    low, high = (navier_stokes.problem(navier_stokes.SETTINGS[name], truth, 0) for name in ("T1_low", "T1_high"))
+    seen = np.asarray(jax.jit(low.forward)(jnp.asarray(truth)))
+    assert seen.shape == (256,)
+    np.testing.assert_allclose((high.likelihood.y - seen) / (low.likelihood.y - seen), 10.0, rtol=2e-3)
+    fine = navier_stokes.kolmogorov.advance(1.0, 32, dt=0.01)(jnp.asarray(truth, float).reshape(1, 32, 32))[0]
+    np.testing.assert_allclose(seen, np.asarray(fine[::2, ::2]).ravel(), atol=1e-3 * navier_stokes.FIELD_SD)
+    assert low.prior.grid == (1, (32, 32), True)
+
+
+@pytest.mark.slow
+def test_the_quick_table(capsys, tmp_path):
+    navier_stokes.main(["--quick", "--out", str(tmp_path / "rows.json")])
+    assert "| T1_low | 1 |" in capsys.readouterr().out
+    navier_stokes.main(["--quick", "--out", str(tmp_path / "rows.json")])  # at once
+    assert "| T1_low | 1 |" in capsys.readouterr().out
