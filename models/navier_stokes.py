@@ -15,8 +15,12 @@ Source of the setting: Takao et al. (2026), "Noise, Denoise, Correct", there on 
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
+import json
+import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,7 +30,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
-from enkg_ppl import GaussianLikelihood, InverseProblem
+from enkg_ppl import GaussianLikelihood, InverseProblem, KalmanCorrection, Posterior, infer
 from enkg_ppl._types import Vector
 from models import _page, kolmogorov
 from validation import metrics

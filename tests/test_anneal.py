@@ -46,7 +46,6 @@ def test_cycles_bring_a_simulator_that_bends_nearer():
         assert whole.num_forward_evaluations == (21 + cycles * (CYCLE_LEVELS + 1)) * J
         before.append(first.stats["chi2_per_datum"])
         after.append(whole.stats["chi2_per_datum"])
-    print(before, after)
     assert np.mean(after) < 0.8 * np.mean(before)
 
 
