@@ -16,7 +16,7 @@ BRIDGES = {
     "numpyro": ("_numpyro", "calibration"),
     "arviz": ("_arviz.py",),
     "blackjax": ("_refine",),
-    "scipy": ("_special.py",),
+    "scipy": ("_special.py", "_reverse_sde.py"),
     "torch": ("_torch.py", "_read.py"),  # of an extra: imported where a function needs it
 }
 
