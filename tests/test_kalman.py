@@ -157,7 +157,7 @@ def test_the_krylov_shift_of_many_data():
     assert errors[0] > 5 * errors[1] > 25 * errors[2]
     assert errors[2] < 1e-3
     # The bound is that of all the data.
-    bounded = krylov_shift(prior, x, 0.7, A, noise, b, 0.5 * size)
+    bounded = krylov_shift(prior, x, 0.7, A, noise, b, 0.5 * size, 32)
     assert jnp.linalg.norm(bounded - 0.5 * expected) < 1e-3 * jnp.linalg.norm(expected)
 
 

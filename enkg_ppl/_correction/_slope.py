@@ -60,6 +60,7 @@ def judged(pairs: Pairs, r: Ensemble, q: Float[Array, "particles m"], root: Floa
     now, nothing = jnp.sum(left**2, axis=(1, 2)) / (n - 1), jnp.sum(q**2) / (n - 1)
     known = jnp.any(pairs.misses > 0)
     misses = jnp.where(known, REMEMBER * pairs.misses + (1 - REMEMBER) * now, now)
+    misses = jnp.where(jnp.isfinite(misses), misses, pairs.misses)
     best = jnp.argmin(misses)
     useful = now[best] < nothing
     return pairs._replace(slope=jnp.where(useful, pairs.candidates[best], 0.0), misses=misses)
