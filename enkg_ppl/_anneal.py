@@ -83,6 +83,8 @@ def anneal(
         if found is not None and not has_arrived(found) and not _gains(previous, found):
             why = "not arrived: the last cycle brought nothing"
             break
+    if found is None:
+        why = "not checked: the budget has no room for that"
     flow.stats |= {"num_cycles": num_cycles, "cycles": why}
     return flow
 

@@ -53,6 +53,7 @@ def test_cycles_bring_a_simulator_that_bends_nearer():
 def test_budgets_hold(budget):
     posterior = infer(jr.key(0), problem(1.0), num_particles=J, refine=None, max_forward_evaluations=budget * J)
     assert posterior.num_forward_evaluations <= budget * J
+    assert ("arrived" in posterior.stats["cycles"]) == ("chi2_per_datum" in posterior.stats)
     if budget >= 34:
         assert posterior.stats["num_cycles"] >= 1
 

@@ -11,8 +11,8 @@ from enkg_ppl._types import Scalar, Vector
 
 # With the derivative of the denoiser, for one particle and level. Of 64 pixels of digits, 8 give the guided ensemble
 # of all 64 to a hundredth of its error. On vorticity (256 data, a slope from 480 pairs) the shift after 8 differs by
-# 22 % from that after 64 at a noise level of 1.6 and by 46 % at 6.5, after 32 by 10 and 27 %; no preconditioner helps,
-# for it is the lack of symmetry of the derivative that goes on to change it.
+# 22 % from that after 64 at a noise level of 1.6 and by 46 % at 6.5, after 32 by 10 and 27 %, and a preconditioner did
+# not help; perhaps because the derivative of a network is not symmetric.
 NUM_PRODUCTS = 8
 NO_LENGTH = 1e-5  # of what a product gives, where all of it lies in the span of those before
 
