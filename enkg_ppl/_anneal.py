@@ -25,7 +25,7 @@ from enkg_ppl._types import Key
 
 # A cycle: to this share of the prior's scale, and in so many levels down to that one, so near that little bends.
 MIDDLE_LEVEL, LAST_LEVEL, CYCLE_LEVELS = 0.15, 0.015, 12
-MAX_CYCLES = 2
+MAX_CYCLES = 6
 # It has arrived where the slope leaves less unexplained than the noise, and chi-square per datum is below this, or no
 # larger than chance makes it.
 ARRIVED_UNEXPLAINED, ARRIVED_CHI2, CHANCE = 1.0, 1.2, 0.01

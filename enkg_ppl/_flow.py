@@ -140,14 +140,17 @@ def quick_draw(key: Key, prior: Prior) -> Vector:
     if isinstance(prior, ProductPrior) or prior.has_transport:
         return draw(key, prior)
     drawn = prior.sample(key)
-    if drawn is not None:
-        return drawn
+    return sde_draw(key, prior, QUICK_STEPS) if drawn is None else drawn
+
+
+def sde_draw(key: Key, prior: Prior, num_steps: int) -> Vector:
+    """Draw x from a denoiser's prior by this many steps of the reverse SDE, from noise beside which x is nothing."""
     key_noise, key_draw = jr.split(key)
     location = prior.location
     sigma = jnp.asarray(FIXED_SIGMA_MAX_OVER_SCALE * prior.scale, location.dtype)
     width = jnp.sqrt(sigma**2 + prior.scale**2).astype(location.dtype)
     x = location + width * jr.normal(key_noise, location.shape, location.dtype)
-    return reverse_sde_sample(key_draw, prior, x, sigma, QUICK_STEPS)
+    return reverse_sde_sample(key_draw, prior, x, sigma, num_steps)
 
 
 class Flow(eqx.Module):

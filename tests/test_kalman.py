@@ -161,6 +161,24 @@ def test_the_krylov_shift_of_many_data():
     assert jnp.linalg.norm(bounded - 0.5 * expected) < 1e-3 * jnp.linalg.norm(expected)
 
 
+class Turning(GaussianPrior):
+    """A denoiser that is no conditional mean: its derivative turns by a right angle, and no covariance does that."""
+
+    def denoise(self, x, sigma):
+        half = len(x) // 2
+        return 0.01 * x + 5 * jnp.concatenate([-x[half:], x[:half]])
+
+
+def test_no_shift_is_longer_than_a_covariance_allows():
+    """``|C A (I + A^T C A)^-1 b|`` is at most half of ``|b|`` where C is at most 1; here 5 turns the vectors."""
+    turning = Turning(jnp.zeros(20), jnp.ones(20))
+    b, A = jr.normal(jr.key(0), (12,)), jr.normal(jr.key(1), (20, 12))
+    for sigma in (0.1, 0.5, 1.0):
+        shift = krylov_shift(turning, jnp.ones(20), sigma, A, jnp.ones(12), b, 1e3)
+        assert jnp.linalg.norm(shift) <= 0.5 * jnp.linalg.norm(b) * (1 + 1e-6)
+        assert jnp.all(jnp.isfinite(shift))
+
+
 def test_a_particle_without_innovation_stays():
     prior, x, A, noise, b, *_ = smooth_problem(12)
     np.testing.assert_array_equal(krylov_shift(prior, x, 0.7, A, noise, 0 * b, 4.0), 0.0)

@@ -42,6 +42,8 @@ PARTICLES_AT_A_TIME = 16
 # Above twice the prior's widest direction the noise hides everything.
 FIRST_LEVEL = 2.0
 LEVELS_OF_FIELDS, LAST_LEVEL_OF_FIELDS = 28, 0.015
+# Of a conditional draw; under the vorticity prior 8 are no better.
+DRAW_STEPS_OF_FIELDS = 6
 # Weight of a level's simulations when the next level's slope is fitted; a field needs many of them.
 MEMORY, MEMORY_OF_FIELDS = 0.5, 0.8
 
@@ -82,7 +84,13 @@ class KalmanCorrection(Correction):
         There pairs of draw and output are few beside unknowns, and a simulator that bends is straight only near by.
         """
         if problem.prior.grid is not None:
-            options = {"num_steps": LEVELS_OF_FIELDS, "last_level": LAST_LEVEL_OF_FIELDS, "rho": None, **options}
+            options = {
+                "num_steps": LEVELS_OF_FIELDS,
+                "last_level": LAST_LEVEL_OF_FIELDS,
+                "rho": None,
+                "num_draw_steps": DRAW_STEPS_OF_FIELDS,
+                **options,
+            }
         return cls(**options)
 
     def default_schedule(self, problem: InverseProblem) -> Schedule:

