@@ -78,7 +78,8 @@ class Look:
 
 @functools.cache
 def look(duration: float) -> Look:
-    return Look(duration)
+    with jax.ensure_compile_time_eval():  # what is kept must not be part of a program that is being traced
+        return Look(duration)
 
 
 @functools.cache
@@ -91,7 +92,8 @@ def truths(num: int = NUM_TRUTHS) -> Float[np.ndarray, "truths 1024"]:
 
 @functools.cache
 def prior():
-    return kolmogorov.load()
+    with jax.ensure_compile_time_eval():
+        return kolmogorov.load()
 
 
 def problem(setting: Setting, truth: Float[np.ndarray, "1024"], seed: int = 0) -> InverseProblem:

@@ -21,6 +21,7 @@ from scipy.integrate import solve_ivp
 from enkg_ppl import EnKG, ModelError, TemperedSMC, blackbox, calibration
 from enkg_ppl._arviz import ONE
 from enkg_ppl.calibration._ecdf import bands, below, cuts, p_value
+from models import navier_stokes
 from validation import sbc as sbc_command
 
 KEY = jr.key(0)
@@ -876,3 +877,41 @@ def test_the_epidemic_follows_its_equations():
     exact = solve_ivp(slope, (0, 40), [1 - seed, seed], t_eval=sbc_command.DAYS, rtol=1e-9).y[1]
     ours = sbc_command.epidemic([transmission], [recovery], [seed])[0]
     assert np.abs(ours - exact).max() < 0.05 * exact.max()
+
+
+def test_what_is_ranked_of_a_field():
+    """Four bands that hold all of the field's power, points of the grid, its enstrophy, means over quarters; what is
+    seen is the flow at every second point, with a tenth of the field's spread as noise.
+    """
+    w = navier_stokes.kolmogorov.random_starts(np.random.default_rng(0), 1, 32)[0]
+    model = numpyro.handlers.substitute(sbc_command.kolmogorov, data={"field": jnp.asarray(w)[None]})
+    sites = numpyro.handlers.trace(numpyro.handlers.seed(model, jr.key(0))).get_trace()
+    bands, points, integrals = (np.asarray(sites[name]["value"]) for name in ("bands", "points", "integrals"))
+    assert np.sum(bands**2) == pytest.approx(np.mean(w**2), rel=1e-5)
+    assert bands[0] > bands[2] > bands[3] > 0
+    np.testing.assert_allclose(points, [w[1, 4], w[8, 27], w[17, 13], w[26, 22]], rtol=1e-6)
+    assert integrals[0] == pytest.approx(np.mean(w**2), rel=1e-5)
+    np.testing.assert_allclose(integrals[1:], [w[:16, :16].mean(), w[:16, 16:].mean(), w[16:, :16].mean()], rtol=1e-4)
+    after = navier_stokes.kolmogorov.advance(1.0, 32)(jnp.asarray(w)[None])[0, ::2, ::2].ravel()
+    noise = sites["seen"]["value"] - after
+    assert np.std(noise) == pytest.approx(0.216, rel=4 / 512**0.5)  # four standard errors of 256 numbers
+
+
+def test_a_field_is_studied_as_it_is_inferred(monkeypatch, tmp_path):
+    """Only where it is asked for: 100 data sets, 100 particles, no refinement, JAX's default precision."""
+    asked = {}
+
+    def study(model, inference, **options):
+        asked.update(options, model=model, inference=inference, x64=jax.config.jax_enable_x64)
+        raise KeyboardInterrupt
+
+    assert "kolmogorov" not in sbc_command._parser().parse_args([]).models
+    monkeypatch.setattr(sbc_command.calibration, "sbc", study)
+    with pytest.raises(KeyboardInterrupt):
+        sbc_command.main(["--models", "kolmogorov", "--out", str(tmp_path)])
+    jax.config.update("jax_enable_x64", True)
+    assert asked["num_datasets"] == 100
+    assert asked["sites"] == ("bands", "points", "integrals")
+    assert not asked["x64"]
+    enkg = asked["inference"](asked["model"])
+    assert (enkg.num_particles, enkg.refine) == (100, None)

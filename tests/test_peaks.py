@@ -7,10 +7,11 @@ import pytest
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal, norm
 
-from enkg_ppl import GaussianLikelihood, GaussianPrior, InverseProblem, infer
+from enkg_ppl import GaussianLikelihood, GaussianPrior, InverseProblem, TemperedSMC, infer
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._likelihood import Likelihood, Response
-from enkg_ppl._refine._missing import evidence_disagrees, missing_modes
+from enkg_ppl._refine import _tempered_smc
+from enkg_ppl._refine._missing import evidence_disagrees, missing_modes, shares_apart, shares_disagree
 from enkg_ppl._refine._peaks import SETTLED, Found, Peak, find_peaks, nearest_peak
 from enkg_ppl._refine._reference import Shape, around, fit
 from enkg_ppl._refine._space import Space
@@ -133,6 +134,44 @@ def test_pilot_and_whole_ensemble_must_agree_on_the_evidence():
     assert not evidence_disagrees((-10.0, 0.3), (-10.9, 0.1))
     (sentence,) = evidence_disagrees((-10.0, 0.3), (-14.0, 0.1))
     assert "log evidence of the pilot ensemble is -10.0 and that of the whole one -14.0" in sentence
+
+
+def two_places(rng, num_particles, share):
+    """Draws of two places ten apart, this share of them at the second."""
+    z = rng.normal(size=(num_particles, 2))
+    z[: round(share * num_particles), 0] += 10.0
+    return rng.permutation(z)
+
+
+def test_pilot_and_whole_ensemble_must_agree_on_the_shares():
+    """Standard errors by hand: shares .3 and .15 of 400 and 1,600 independent draws; fewer where draws remember."""
+    rng = np.random.default_rng(0)
+    pilot, whole = two_places(rng, 400, 0.3), two_places(rng, 1600, 0.15)
+    places = fit(rng, pilot, Shape(2, 25.0), 2)
+    pooled = (120 + 240 + 1) / 2002
+    expected = 0.15 / np.sqrt(pooled * (1 - pooled) * (1 / 400 + 1 / 1600))
+    assert shares_apart(places, (pilot, 0.0), (whole, 0.0)) == pytest.approx(expected, rel=1e-6)
+    assert shares_apart(places, (pilot, 0.5), (whole, 0.5)) == pytest.approx(expected / 3**0.5, rel=0.01)
+    assert shares_apart(places, (pilot, 0.0), (two_places(rng, 1600, 0.3), 0.0)) < 0.1
+    (sentence,) = shares_disagree(expected)
+    assert "shares of the modes are uncertain" in sentence
+    assert not shares_disagree(3.9)
+
+
+@pytest.mark.parametrize(("found", "warned"), [([9.0, 0.5], False), ([9.0, 8.0], True), ([0.5], False)])
+def test_an_ensemble_whose_shares_are_not_the_pilots_moves_on(monkeypatch, found, warned):
+    """Once: more cycles, counted; a sentence only if that did not help."""
+    problem = InverseProblem(GaussianPrior.standard(2), lambda x: x[:1] ** 2, GaussianLikelihood(jnp.ones(1), 0.5))
+    options: dict = {"num_particles": 256, "refine": TemperedSMC(num_scouts=128)}
+    usual = infer(jax.random.key(0), problem, **options)
+    answers = iter(found)
+    monkeypatch.setattr(_tempered_smc, "shares_apart", lambda *_: next(answers))
+    posterior = infer(jax.random.key(0), problem, **options)
+    assert next(answers, None) is None
+    more = posterior.stats["num_cycles"] - usual.stats["num_cycles"]
+    assert (more >= 8) if len(found) == 2 else (more == 0)
+    assert (posterior.num_forward_evaluations > usual.num_forward_evaluations) == (len(found) == 2)
+    assert any("shares of the modes" in sentence for sentence in posterior.messages) == warned
 
 
 def test_particles_belong_to_the_peak_in_whose_width_they_are():

@@ -136,7 +136,7 @@ def kolmogorov(seen=None, setting: str = "T1_low"):
     and its means over three quarters of the domain (that over all of it is zero).
     """
     case = navier_stokes.SETTINGS[setting]
-    field = numpyro.sample("field", FineDraws(navier_stokes.prior()))
+    field = jnp.asarray(numpyro.sample("field", FineDraws(navier_stokes.prior())))
     w = field.reshape(navier_stokes.SIZE, navier_stokes.SIZE)
     power, k = jnp.abs(jnp.fft.fft2(w, norm="forward")) ** 2, flow.wave_numbers(navier_stokes.SIZE)
     edges = ((0.0, 3.5), (3.5, 7.5), (7.5, 10.5), (10.5, math.inf))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from enkg_ppl._refine._peaks import WEIGHTY, Found, nearest_peak
+from enkg_ppl._refine._reference import Reference, labels
 from enkg_ppl._types import Ensemble
 
 # Share of the draws around peaks that a single search found, above which others may have been overlooked.
@@ -13,6 +14,9 @@ LARGEST_SHARE_OF_ONE = 0.05
 LEAST_LAPLACE, ABSENT = 0.1, 0.01
 # Difference of two log evidences: in standard errors, and nats that the errors do not know of.
 LARGEST_Z, SLACK = 5.0, 1.0
+# Difference of a component's shares in pilot and whole ensemble, in standard errors: above the first the whole ensemble
+# goes on moving, above the second there is a sentence.
+SHARES_DIFFER, SHARES_DISAGREE = 2.5, 4.0
 REMEDY = "raise num_particles, or pass known starting points as init="
 
 
@@ -55,4 +59,32 @@ def evidence_disagrees(pilot: tuple[float, float], whole: tuple[float, float]) -
     return [
         f"a mode may be missing: the log evidence of the pilot ensemble is {pilot[0]:.1f} and that of the whole one "
         f"{whole[0]:.1f}, which their errors ({error:.2f}) do not explain; {REMEDY}"
+    ]
+
+
+def shares_apart(places: Reference, pilot: tuple[Ensemble, float], whole: tuple[Ensemble, float]) -> float:
+    """How many standard errors lie between the shares of draws that pilot and whole ensemble have in a component of
+    `places`, where they differ most; each is given by its draws and their correlation with where they came from.
+
+    An ensemble whose weights were uneven leaves light modes faster than it comes to them: its draws forget their places
+    long before the shares are right. The pilot had another start.
+    """
+    counts, sizes = [], []
+    for z, correlation in (pilot, whole):
+        size = len(z) * (1 - min(correlation, 0.9)) / (1 + correlation)
+        share = np.bincount(labels(places, np.asarray(z, float)), minlength=places.num_components) / len(z)
+        counts.append(share * size)
+        sizes.append(size)
+    pooled = (counts[0] + counts[1] + 1) / (sum(sizes) + 2)  # never 0 or 1
+    error = np.sqrt(pooled * (1 - pooled) * (1 / sizes[0] + 1 / sizes[1]))
+    return float(np.max(np.abs(counts[0] / sizes[0] - counts[1] / sizes[1]) / error))
+
+
+def shares_disagree(apart: float) -> list[str]:
+    """A sentence where `shares_apart` is more than chance makes it."""
+    if apart <= SHARES_DISAGREE:
+        return []
+    return [
+        "the shares of the modes are uncertain: the pilot ensemble and the whole one differ by "
+        f"{apart:.1f} standard errors in how many draws are around one of them; {REMEDY}"
     ]

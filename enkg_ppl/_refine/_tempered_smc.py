@@ -13,10 +13,10 @@ from enkg_ppl._refine._base import Progress, Refinement, check_halves, host_rng,
 from enkg_ppl._refine._blocks import block_size
 from enkg_ppl._refine._coordinates import decode_all, encode_all
 from enkg_ppl._refine._linearised import simulated_reference
-from enkg_ppl._refine._missing import evidence_disagrees, missing_modes
-from enkg_ppl._refine._mixing import Cycles, mix, most_components
+from enkg_ppl._refine._missing import SHARES_DIFFER, evidence_disagrees, missing_modes, shares_apart, shares_disagree
+from enkg_ppl._refine._mixing import Cycles, best_fit, mix, most_components
 from enkg_ppl._refine._peaks import Found
-from enkg_ppl._refine._reference import Reference
+from enkg_ppl._refine._reference import Reference, fit
 from enkg_ppl._refine._space import Group, Space
 from enkg_ppl._refine._starts import Starts
 from enkg_ppl._refine._steps import largest_step, log_mean_exp, systematic
@@ -134,10 +134,14 @@ class TemperedSMC(Refinement):
             stage = 1
         runs.append(tempering.run(num_particles, space, start, stage, None))
         last = runs[-1]
+        apart = _apart(rng, space, runs, self.num_components, room)
+        if apart > SHARES_DIFFER:
+            tempering.go_on(last, space, start)
+            apart = _apart(rng, space, runs, self.num_components, room)
         levels = [level for run in runs for level in run.levels]
         z, _ = space.latents(last.ensemble.position)
         x = decode_all(problem.prior, z, evaluate.batch_size)
-        messages = _out_of_budget(runs, evaluate.limit) + missing_modes(starts.found, z)
+        messages = _out_of_budget(runs, evaluate.limit) + missing_modes(starts.found, z) + shares_disagree(apart)
         if init is not None and starts.found is None:
             messages.append(
                 "the budget of forward evaluations left none to search from init: raise max_forward_evaluations, or "
@@ -168,6 +172,16 @@ class TemperedSMC(Refinement):
             messages=messages,
             log_weights=last.log_weights,
         )
+
+
+def _apart(rng: np.random.Generator, space: Space, runs: list[_Run], most: int, room: int) -> float:
+    """How far the pilot's and the whole ensemble's shares of the modes lie apart, in standard errors."""
+    if len(runs) < 2:
+        return 0.0
+    pilot, whole = ((space.latents(r.ensemble.position)[0], float(r.levels[-1]["correlation"])) for r in runs)
+    z = np.asarray(pilot[0], float)
+    shape, _ = best_fit(rng, z, most, room)
+    return shares_apart(fit(rng, z, shape, room), pilot, whole)
 
 
 def _of_search(found: Found | None) -> dict[str, int]:
@@ -236,6 +250,18 @@ class _Tempering:
             evaluate.reach(f"tempered to {beta:.3g} of 1", space.latents(run.ensemble.position)[0])
             self.say(beta, f"temperature {beta:.3g}")
         return run
+
+    def go_on(self, run: _Run, space: Space, start: Start | None) -> None:
+        """Move the ensemble of a finished run on, two thirds of the cycles that there may be or more."""
+        before, cycles = self.evaluate.count, self._cycles(end=True)
+        cycles = dataclasses.replace(cycles, least=max(cycles.least, cycles.most * 2 // 3))
+        linearised = self.linearised if space.conditional is None else None
+        target = Target(np.asarray(1.0, self.dtype), start)
+        run.ensemble, mixed = mix(self.rng, space, target, run.ensemble, cycles, reference=linearised)
+        last = run.levels[-1]
+        also = {"evaluations": last["evaluations"] + self.evaluate.count - before}
+        cycles_in_all = {"num_cycles": last["num_cycles"] + mixed.num_cycles}
+        run.levels[-1] = last | dataclasses.asdict(mixed) | also | cycles_in_all
 
     def _cycles(self, end: bool) -> Cycles:
         s = self.settings
