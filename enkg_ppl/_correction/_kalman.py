@@ -44,8 +44,9 @@ FIRST_LEVEL = 2.0
 LEVELS_OF_FIELDS, LAST_LEVEL_OF_FIELDS = 28, 0.015
 # Of a conditional draw; under the vorticity prior 8 are no better.
 DRAW_STEPS_OF_FIELDS = 6
-# Weight of a level's simulations when the next level's slope is fitted; a field needs many of them.
-MEMORY, MEMORY_OF_FIELDS = 0.5, 0.8
+# Weight of a level's simulations when the next level's slope is fitted. A field has more unknowns than there are pairs
+# and would need many levels of them, but wider ensembles bend more: on vorticity, what the slope misses is least at .45.
+MEMORY, MEMORY_OF_FIELDS = 0.5, 0.45
 
 
 class KalmanCorrection(Correction):
@@ -55,7 +56,7 @@ class KalmanCorrection(Correction):
     `last_level`: smallest noise level of the default schedule, in units of the prior's widest standard deviation.
     Where the noise is low, the simulator bends and pairs of draw and output outnumber unknowns, 0.03 is better.
     `rho`: bends the default schedule as in `Karras`; None for levels in equal ratios, of which more are small.
-    `memory`: weight of one level's simulations when the next level's slope is fitted, in [0, 1] (default 0.5, and 0.8
+    `memory`: weight of one level's simulations when the next level's slope is fitted, in [0, 1] (default 0.5, and 0.45
     where the prior is of fields). Small values follow a simulator that bends, large ones average.
     `num_draw_steps`: reverse-SDE steps of a conditional draw, where the prior has none in closed form.
     `max_innovation`: innovations larger than this many of their own standard deviations (root mean square over

@@ -18,7 +18,7 @@ from enkg_ppl._prior import Grid
 # the largest.
 WIDTH, LEAST = 2.0, 3e-3
 # Penalties over the mean square of a pair in units of the expected variances: they compete for what they predict.
-PENALTIES = (0.1, 0.5, 2.5)
+PENALTIES = (0.02, 0.1, 0.5)
 # Steps of the conjugate gradient method from the last slope, which is near.
 NUM_STEPS = 8
 
