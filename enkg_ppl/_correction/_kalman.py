@@ -45,7 +45,7 @@ LEVELS_OF_FIELDS, LAST_LEVEL_OF_FIELDS = 28, 0.015
 # Of a conditional draw; under the vorticity prior 8 are no better.
 DRAW_STEPS_OF_FIELDS = 6
 # Weight of a level's simulations when the next level's slope is fitted. A field has more unknowns than there are pairs
-# and would need many levels of them, but wider ensembles bend more: on vorticity, what the slope misses is least at .45.
+# and would need many levels of them, but wider ensembles bend more: on vorticity what the slope misses is least at .45.
 MEMORY, MEMORY_OF_FIELDS = 0.5, 0.45
 
 
