@@ -906,6 +906,8 @@ def test_a_field_is_studied_as_it_is_inferred(monkeypatch, tmp_path):
         raise KeyboardInterrupt
 
     assert "kolmogorov" not in sbc_command._parser().parse_args([]).models
+    with pytest.raises(SystemExit):
+        sbc_command.main(["--datasets", "9"])
     monkeypatch.setattr(sbc_command.calibration, "sbc", study)
     with pytest.raises(KeyboardInterrupt):
         sbc_command.main(["--models", "kolmogorov", "--out", str(tmp_path)])

@@ -28,6 +28,7 @@ from models import kolmogorov as flow
 from models import navier_stokes
 
 OUT = Path("report") / "sbc"
+LEAST_DATASETS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +207,10 @@ COLUMNS = [
 
 def main(argv: Sequence[str]) -> int:
     """Run the studies that are asked for; 0 where each is calibrated by the bands that its scalars share."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.datasets is not None and options.datasets < LEAST_DATASETS:
+        parser.error(f"--datasets must be at least {LEAST_DATASETS}, which coverage needs; got {options.datasets}")
     options.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for name in options.models:
