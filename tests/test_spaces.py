@@ -11,15 +11,17 @@ from numpyro.contrib.control_flow import scan
 from numpyro.infer.util import unconstrain_fn
 from scipy.stats import halfnorm, multivariate_normal, norm
 
-from enkg_ppl import EnKG, GaussianLikelihood, InverseProblem, TemperedSMC, blackbox
+from enkg_ppl import EnKG, GaussianLikelihood, InverseProblem, TemperedSMC, blackbox, infer
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._likelihood import Response
 from enkg_ppl._numpyro._model import NumPyroModel
 from enkg_ppl._prior import GaussianPrior
+from enkg_ppl._refine import _tempered_smc
 from enkg_ppl._refine._conditional import fit_conditional
 from enkg_ppl._refine._moves import jump, slice_move
 from enkg_ppl._refine._reference import Shape, fit
 from enkg_ppl._refine._space import Space, best_space, scales, simulated
+from enkg_ppl._refine._starts import Starts
 from enkg_ppl._refine._target import Target
 from enkg_ppl._refine._warp import choose_given, fit_warp, no_warp
 
@@ -298,3 +300,27 @@ def test_a_simulator_that_others_depend_on_is_not_called_for_coordinates():
         numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
     assert NumPyroModel(model, (), {"y": 1.0}).problem().free_values is None
+
+
+def test_pilot_and_whole_ensemble_are_compared_in_the_same_coordinates(monkeypatch):
+    """Both as latent vectors z, although the pilot moves in z and the whole ensemble in w (see `fit_conditional`)."""
+    seen = {}
+    from_scouts = Starts.from_scouts
+
+    def chosen(self, z):
+        space, start = from_scouts(self, z)
+        seen.update(found=z, space=space)
+        return space, start
+
+    def compared(places, pilot, whole):
+        seen.update(pilot=pilot[0], whole=whole[0])
+        return 0.0
+
+    monkeypatch.setattr(Starts, "_first_step", lambda self, space, start: space.conditional is None)
+    monkeypatch.setattr(Starts, "from_scouts", chosen)
+    monkeypatch.setattr(_tempered_smc, "shares_apart", compared)
+    problem = NumPyroModel(hierarchy, (), {"y": Y}).problem()
+    posterior = infer(jax.random.key(0), problem, num_particles=256, refine=TemperedSMC(num_scouts=128))
+    assert seen["space"].conditional is not None
+    np.testing.assert_array_equal(seen["pilot"], seen["found"])
+    np.testing.assert_allclose(jax.vmap(problem.prior.decode)(seen["whole"]), posterior.draws, rtol=1e-12)

@@ -114,7 +114,7 @@ class TemperedSMC(Refinement):
         rng = host_rng(key)
         tempering = _Tempering(self, rng, evaluate, room, linearised, problem.dim, dtype, progress)
         starts = Starts(rng, evaluate, problem, linearised, self.num_components, room, self.prior_share, self.inflation)
-        space, start, stage, runs = Space(evaluate), None, 0, []
+        space, start, stage, runs, pilot = Space(evaluate), None, 0, [], None
         reserve, scouts = RESERVE * num_particles, self._scouts(problem.dim)
         if guided is not None:
             tempering.say(0.0, "searching for modes")
@@ -128,18 +128,19 @@ class TemperedSMC(Refinement):
             tempering.say(0.0, f"{scouts} scouts")
             with evaluate.ledger.reserving(reserve):
                 runs.append(tempering.run(scouts, space, start, stage, 0))
-            z, _ = space.latents(runs[0].ensemble.position)
+            pilot, _ = space.latents(runs[0].ensemble.position)  # the whole ensemble may move in another space
             with evaluate.ledger.reserving(num_particles):
-                space, start = starts.from_scouts(z)
+                space, start = starts.from_scouts(pilot)
             stage = 1
         runs.append(tempering.run(num_particles, space, start, stage, None))
         last = runs[-1]
-        apart = _apart(rng, space, runs, self.num_components, room)
-        if apart > SHARES_DIFFER:
-            tempering.go_on(last, space, start)
-            apart = _apart(rng, space, runs, self.num_components, room)
-        levels = [level for run in runs for level in run.levels]
         z, _ = space.latents(last.ensemble.position)
+        apart = 0.0 if pilot is None else self._apart(rng, room, pilot, z, runs)
+        if pilot is not None and apart > SHARES_DIFFER:
+            tempering.go_on(last, space, start)
+            z, _ = space.latents(last.ensemble.position)
+            apart = self._apart(rng, room, pilot, z, runs)
+        levels = [level for run in runs for level in run.levels]
         x = decode_all(problem.prior, z, evaluate.batch_size)
         messages = _out_of_budget(runs, evaluate.limit) + missing_modes(starts.found, z) + shares_disagree(apart)
         if init is not None and starts.found is None:
@@ -173,15 +174,12 @@ class TemperedSMC(Refinement):
             log_weights=last.log_weights,
         )
 
-
-def _apart(rng: np.random.Generator, space: Space, runs: list[_Run], most: int, room: int) -> float:
-    """How far the pilot's and the whole ensemble's shares of the modes lie apart, in standard errors."""
-    if len(runs) < 2:
-        return 0.0
-    pilot, whole = ((space.latents(r.ensemble.position)[0], float(r.levels[-1]["correlation"])) for r in runs)
-    z = np.asarray(pilot[0], float)
-    shape, _ = best_fit(rng, z, most, room)
-    return shares_apart(fit(rng, z, shape, room), pilot, whole)
+    def _apart(self, rng: np.random.Generator, room: int, pilot: Ensemble, whole: Ensemble, runs: list[_Run]) -> float:
+        """How far the pilot's and the whole ensemble's shares of the modes lie apart, in standard errors."""
+        shape, _ = best_fit(rng, np.asarray(pilot, float), self.num_components, room)
+        places = fit(rng, np.asarray(pilot, float), shape, room)
+        remembered = [float(run.levels[-1]["correlation"]) for run in runs]
+        return shares_apart(places, (pilot, remembered[0]), (whole, remembered[1]))
 
 
 def _of_search(found: Found | None) -> dict[str, int]:
