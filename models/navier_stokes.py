@@ -6,9 +6,11 @@ standard deviation. Unknown is w itself: 1,024 numbers, the prior being the netw
 
     python -m models.navier_stokes                       the table: eight truths in each of four settings, some hours
     python -m models.navier_stokes --quick               one truth at T = 1, 32 particles, five levels
+    python -m models.navier_stokes --methods published   the same by the paper's own correction and noise levels
     python -m models.navier_stokes --picture FILE.png    truth, data, mean and spread of one case
 
-Truths are fields of fresh trajectories, which no training has seen.
+Truths are fields of fresh trajectories, which no training has seen. The method `gaussian` has the plain alternative to
+a network as its prior: a stationary Gaussian field with the mean and the spectrum of the data.
 
 Source of the setting: Takao et al. (2026), "Noise, Denoise, Correct", there on 64 x 64 points.
 """
@@ -18,6 +20,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import itertools
 import json
 import time
 from pathlib import Path
@@ -30,7 +33,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
-from enkg_ppl import GaussianLikelihood, InverseProblem, KalmanCorrection, Posterior, infer
+from enkg_ppl import GaussianLikelihood, InverseProblem, KalmanCorrection, Posterior, PublishedCorrection, infer
 from enkg_ppl._types import Vector
 from models import _page, kolmogorov
 from validation import metrics
@@ -96,12 +99,26 @@ def prior():
         return kolmogorov.load()
 
 
-def problem(setting: Setting, truth: Float[np.ndarray, "1024"], seed: int = 0) -> InverseProblem:
-    """What is seen of one truth, with noise from this seed."""
+@functools.cache
+def gaussian_prior():
+    with jax.ensure_compile_time_eval():
+        return kolmogorov.load_gaussian()
+
+
+METHODS = {
+    "enkg": "the library's defaults",
+    "published": "the paper's correction and noise levels, without a budget",
+    "gaussian": "the defaults under a stationary Gaussian prior",
+}
+
+
+def problem(setting: Setting, truth: Float[np.ndarray, "1024"], seed: int = 0, method: str = "enkg") -> InverseProblem:
+    """What is seen of one truth, with noise from this seed, under the prior of this method."""
     forward, sd = look(setting.duration), setting.noise_share * FIELD_SD
     noise = sd * np.random.default_rng((3, seed)).standard_normal((SIZE // STRIDE) ** 2)
     y = np.asarray(jax.jit(forward)(jnp.asarray(truth))) + noise
-    return InverseProblem(prior(), forward, GaussianLikelihood(jnp.asarray(y, jnp.float32), sd))
+    chosen = gaussian_prior() if method == "gaussian" else prior()
+    return InverseProblem(chosen, forward, GaussianLikelihood(jnp.asarray(y, jnp.float32), sd))
 
 
 def score(draws, truth, problem: InverseProblem) -> dict[str, float]:
@@ -123,14 +140,22 @@ def score(draws, truth, problem: InverseProblem) -> dict[str, float]:
 FIGURES = ("l2", "crps", "ssr", "chi2")
 
 
-def run(setting: Setting, number: int, *, num_particles: int = NUM_PARTICLES, quick: bool = False) -> dict[str, Any]:
-    """One row of the table, with the library's defaults: one seed for a truth, its data and its draws."""
+def run(
+    setting: Setting,
+    number: int,
+    *,
+    num_particles: int = NUM_PARTICLES,
+    quick: bool = False,
+    method: str = "enkg",
+) -> dict[str, Any]:
+    """One row of the table: one seed for a truth, its data and its draws."""
     truth = truths()[number]
-    case = problem(setting, truth, number)
+    case = problem(setting, truth, number, method)
     began = time.perf_counter()
-    posterior = solve(case, setting, number, num_particles, quick)
+    posterior = solve(case, setting, number, num_particles, quick, method)
     return {
         "setting": setting.name,
+        "method": method,
         "truth": number,
         **score(posterior.draws, truth, case),
         "evaluations": posterior.num_forward_evaluations,
@@ -140,10 +165,19 @@ def run(setting: Setting, number: int, *, num_particles: int = NUM_PARTICLES, qu
     }
 
 
-def solve(case: InverseProblem, setting: Setting, seed: int, num_particles: int, quick: bool = False) -> Posterior:
-    """The guided ensemble with the defaults, or for a look in five levels."""
+def solve(
+    case: InverseProblem,
+    setting: Setting,
+    seed: int,
+    num_particles: int,
+    quick: bool = False,
+    method: str = "enkg",
+) -> Posterior:
+    """The guided ensemble of a method, or for a look in five levels."""
     options: dict[str, Any] = {"max_forward_evaluations": setting.budget, "refine": None}
-    if quick:
+    if method == "published":
+        options = {"correction": PublishedCorrection(), "refine": None}
+    elif quick:
         options["correction"] = KalmanCorrection.for_problem(case, num_steps=5)
     return infer(jax.random.key(seed), case, num_particles=num_particles, **options)
 
@@ -151,17 +185,16 @@ def solve(case: InverseProblem, setting: Setting, seed: int, num_particles: int,
 def table(rows: list[dict[str, Any]]) -> str:
     """Medians over the truths, as Markdown."""
     lines = [
-        "| | truths | relative L2 | CRPS | SSR | chi^2 | evaluations | seconds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | method | truths | relative L2 | CRPS | SSR | chi^2 | evaluations | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name in SETTINGS:
-        own = [row for row in rows if row["setting"] == name]
+    for name, method in itertools.product(SETTINGS, METHODS):
+        own = [row for row in rows if (row["setting"], row["method"]) == (name, method)]
         if own:
             middle = {key: float(np.median([row[key] for row in own])) for key in (*FIGURES, "evaluations", "seconds")}
             figures = " | ".join(f"{middle[key]:.3f}" for key in FIGURES)
-            lines.append(
-                f"| {name} | {len(own)} | {figures} | {middle['evaluations']:,.0f} | {middle['seconds']:.0f} |"
-            )
+            cost = f"{middle['evaluations']:,.0f} | {middle['seconds']:.0f}"
+            lines.append(f"| {name} | {method} | {len(own)} | {figures} | {cost} |")
     return "\n".join(lines)
 
 
@@ -204,6 +237,7 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m models.navier_stokes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["enkg"])
     parser.add_argument("--truths", type=int, default=NUM_TRUTHS, help=f"of each setting, at most {NUM_TRUTHS}")
     parser.add_argument("--particles", type=int, default=NUM_PARTICLES)
     parser.add_argument("--quick", action="store_true", help="T1_low, one truth, 32 particles, five levels")
@@ -223,17 +257,16 @@ def main(argv: list[str] | None = None) -> None:
         return
     kept = options.out and options.out.exists()
     rows = [json.loads(line) for line in options.out.read_text("utf-8").splitlines()] if kept else []
-    done = {(row["setting"], row["truth"]) for row in rows}
-    for name in options.settings:
-        for number in range(options.truths):
-            if (name, number) in done:
-                continue
-            row = run(SETTINGS[name], number, num_particles=options.particles, quick=options.quick)
-            rows.append(row)
-            print(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
-            if options.out:
-                with options.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+    done = {(row["setting"], row["method"], row["truth"]) for row in rows}
+    for name, method, number in itertools.product(options.settings, options.methods, range(options.truths)):
+        if (name, method, number) in done:
+            continue
+        row = run(SETTINGS[name], number, num_particles=options.particles, quick=options.quick, method=method)
+        rows.append(row)
+        print(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
+        if options.out:
+            with options.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
     print(table(rows))
 
 

@@ -82,9 +82,25 @@ def test_the_navier_stokes_cases():
     assert low.prior.grid == (1, (32, 32), True)
 
 
+def test_methods_of_the_navier_stokes_table():
+    """The prior of each, and rows of two methods in a table of medians."""
+    truth, setting = navier_stokes.truths(2)[0], navier_stokes.SETTINGS["T1_low"]
+    cases = {name: navier_stokes.problem(setting, truth, 0, name) for name in navier_stokes.METHODS}
+    assert isinstance(cases["gaussian"].prior, GaussianPrior)
+    assert cases["published"].prior is cases["enkg"].prior
+    np.testing.assert_array_equal(cases["gaussian"].likelihood.y, cases["enkg"].likelihood.y)
+    row = {"setting": "T1_low", "method": "enkg", "l2": 1.0, "crps": 0.1, "ssr": 2.0, "chi2": 3.0}
+    rows = [row | {"evaluations": n, "seconds": n} for n in (10, 30, 20)]
+    rows.append(row | {"method": "published", "crps": 0.5, "evaluations": 13824, "seconds": 7})
+    assert navier_stokes.table(rows).splitlines()[2:] == [
+        "| T1_low | enkg | 3 | 1.000 | 0.100 | 2.000 | 3.000 | 20 | 20 |",
+        "| T1_low | published | 1 | 1.000 | 0.500 | 2.000 | 3.000 | 13,824 | 7 |",
+    ]
+
+
 @pytest.mark.slow
 def test_the_quick_table(capsys, tmp_path):
     navier_stokes.main(["--quick", "--out", str(tmp_path / "rows.json")])
-    assert "| T1_low | 1 |" in capsys.readouterr().out
+    assert "| T1_low | enkg | 1 |" in capsys.readouterr().out
     navier_stokes.main(["--quick", "--out", str(tmp_path / "rows.json")])  # at once
-    assert "| T1_low | 1 |" in capsys.readouterr().out
+    assert "| T1_low | enkg | 1 |" in capsys.readouterr().out

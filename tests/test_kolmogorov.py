@@ -206,6 +206,42 @@ def test_samples_have_the_statistics_of_the_data(prior):
     assert abs(own["forced_wave"] - right["forced_wave"]) < 0.2
 
 
+# ---- the plain alternative
+
+
+def test_gaussian_prior_has_the_moments_and_the_symmetries_of_its_fields():
+    """Of white noise with a mean profile: draws have both, and no symmetry of the flow changes either."""
+    rng = np.random.default_rng(0)
+    profile = np.cos(2 * np.pi * 4 * np.arange(16) / 16)
+    fields = 2.0 * rng.standard_normal((400, 16, 16)) - profile
+    mean, power = flow.gaussian_moments(fields)
+    np.testing.assert_allclose(mean, np.broadcast_to(-profile, (16, 16)), atol=4 * 2.0 / (400 * 256 / 4) ** 0.5)
+    # 400 squares of each mode, and those of its images under the symmetries.
+    np.testing.assert_allclose(power, 4.0, rtol=5 * (2 / 400) ** 0.5)
+    for symmetry in (flow.Symmetry(3, 1, False), flow.Symmetry(0, 5, True)):
+        for ours, moved in zip((mean, power), flow.gaussian_moments(symmetry(fields)), strict=True):
+            np.testing.assert_allclose(moved, ours, atol=1e-9)
+    prior = flow.gaussian(fields)
+    draws = jax.vmap(prior.decode)(jr.normal(jr.key(0), (4000, 256))).reshape(-1, 16, 16)
+    np.testing.assert_allclose(draws.mean(axis=0), mean, atol=5 * 2.0 / 4000**0.5)
+    np.testing.assert_allclose(draws.std(axis=0), 2.0, rtol=0.1)
+    # A field whose modes are all one has the covariance of that mode.
+    one = np.cos(2 * np.pi * (2 * np.arange(16)[:, None] + np.arange(16)[None]) / 16 + rng.uniform(0, 7, (50, 1, 1)))
+    single = flow.gaussian(one)
+    shell = np.sort(np.asarray(single.variances))[::-1]
+    assert shell[3] > 0.9 * shell[0]  # (2, 1), (-2, -1) and, as x and -x are alike, (2, -1), (-2, 1)
+    assert shell[4] <= 2 * flow.LEAST_VARIANCE * shell[0]
+
+
+def test_shipped_gaussian_has_the_spectrum_of_the_training(prior):
+    own = flow.load_gaussian()
+    draws = np.asarray(jax.vmap(own.decode)(jr.normal(jr.key(0), (256, 1024)))).reshape(-1, 32, 32)
+    ours, right = flow.summary(draws), prior.record["flow"]["train"]
+    # Of 256 draws; a shell has 8 modes or more, and the training's fields are correlated in time.
+    np.testing.assert_allclose(ours["spectrum"], right["spectrum"], rtol=0.15)
+    assert ours["forced_wave"] == pytest.approx(right["forced_wave"], abs=0.06)
+
+
 # ---- the recipe
 
 
@@ -226,6 +262,8 @@ def test_recipe_runs_from_simulation_to_card(tmp_path, monkeypatch):
     folder = tmp_path / "prior"
     flow.main(["train", "--data", str(tmp_path), "--folder", str(folder), "--num-steps", "4"])
     assert load_prior(folder).record["flow"]["train"]["fields"] == 32
+    flow.main(["gaussian", "--data", str(tmp_path), "--folder", str(folder)])
+    assert flow.load_gaussian(folder).dim == 256
     flow.main(["card", "--data", str(tmp_path), "--folder", str(folder), "--samples", "16"])
     assert "| enstrophy: mean square of the vorticity |" in (folder / "card.md").read_text("utf-8")
     assert (folder / "card.png").exists()

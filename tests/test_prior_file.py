@@ -85,6 +85,18 @@ def test_a_loaded_prior_denoises_alike_without_compiling_again(tmp_path):
     assert len(traces) == 1
 
 
+def test_loading_compiles_next_to_nothing(tmp_path, caplog):
+    """No weight is drawn to be thrown away, none converted: programs of their own, 90 for these 70 arrays."""
+    prior = prior_of("unet")
+    save_prior(prior, tmp_path / "prior")
+    jax.clear_caches()
+    with jax.log_compiles():
+        loaded = load_prior(tmp_path / "prior")
+    assert_same(loaded, prior)
+    programs = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Finished XLA compilation")]
+    assert 0 < len(programs) < 30  # what is left is the network's look at one event, and checks of numbers
+
+
 def test_names_are_paths_in_the_tree(tmp_path):
     """A field that is added before another must not shift it into its place."""
     path = save_prior(prior_of(), tmp_path / "prior")

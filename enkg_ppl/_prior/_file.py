@@ -85,8 +85,7 @@ def load_prior(path: str | os.PathLike) -> NetworkPrior:
     content = _read_json(path / JSON_NAME)
     tensors = _read_weights(path / WEIGHTS_NAME, content)
     try:
-        with jax.ensure_compile_time_eval():  # its checks look at values, also where a model loads it while traced
-            return _rebuilt(content, tensors, path)
+        return _rebuilt(content, tensors, path)
     except PriorFileError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -245,7 +244,7 @@ def _rebuilt(content: dict[str, Any], tensors: dict[str, np.ndarray], path: Path
     network_class = _registered(NETWORKS, "network", content, path)
     config = content["network"]["config"]
     # Its structure alone: no weight is drawn to be thrown away.
-    skeleton = eqx.filter_eval_shape(lambda: network_class(**config, key=jr.key(0)))
+    skeleton = eqx.filter_eval_shape(network_class, **config, key=jr.key(0))
     wanted = _named(skeleton)
     file = path / WEIGHTS_NAME
     _same_names(file, set(tensors), {f"network.{name}" for name in wanted} | set(FIELDS))
@@ -255,16 +254,17 @@ def _rebuilt(content: dict[str, Any], tensors: dict[str, np.ndarray], path: Path
                 f"{file} holds network.{name} of shape {tensors[f'network.{name}'].shape} where the network has "
                 f"{leaf.shape}: {ANEW}"
             )
-    arrays = _to_jax(tensors, file)
-    network = jax.tree.unflatten(jax.tree.structure(skeleton), [arrays[f"network.{name}"] for name in wanted])
     kind = _registered(PRECONDITIONINGS, "preconditioning", content, path)
-    return NetworkPrior(
-        network,
-        kind(**content["preconditioning"]["config"]),
-        tuple(content["event_shape"]),
-        **{name: arrays[name] for name in FIELDS},
-        **{name: content[name] for name in ("sigma_min", "sigma_max", "chunk_size", "dtype", "record")},
-    )
+    with jax.ensure_compile_time_eval():  # its checks look at values, also where a model loads it while traced
+        arrays = _to_jax(tensors, file)
+        network = jax.tree.unflatten(jax.tree.structure(skeleton), [arrays[f"network.{name}"] for name in wanted])
+        return NetworkPrior(
+            network,
+            kind(**content["preconditioning"]["config"]),
+            tuple(content["event_shape"]),
+            **{name: arrays[name] for name in FIELDS},
+            **{name: content[name] for name in ("sigma_min", "sigma_max", "chunk_size", "dtype", "record")},
+        )
 
 
 def _registered(registry: dict[str, type], what: str, content: dict[str, Any], path: Path) -> type:
@@ -284,4 +284,4 @@ def _to_jax(tensors: dict[str, np.ndarray], file: Path) -> dict[str, jax.Array]:
             stacklevel=4,
         )
         tensors = {n: a.astype(np.float32) if a.dtype == np.float64 else a for n, a in tensors.items()}
-    return {name: jnp.array(a, a.dtype) for name, a in tensors.items()}
+    return {name: jax.device_put(a) for name, a in tensors.items()}  # a conversion would be compiled for every shape

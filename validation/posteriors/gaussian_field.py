@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from enkg_ppl import GaussianLikelihood, GaussianPrior, InverseProblem
 from enkg_ppl._types import Vector
+from models._hartley import Hartley
 from validation.posteriors.closed_form import GaussianPosterior
 from validation.target import Target, Truth
 
@@ -20,16 +21,6 @@ NOISE_SDS, NUM_TRUTHS = (0.1, 1.0), 10
 NUM_PARTICLES, NUM_DRAWS = 100, 1000
 # Spectral density (CUTOFF^2 + |k|^2)^-ROUGHNESS in waves per period: features of about a fifth of the grid's width.
 CUTOFF, ROUGHNESS = 3.0, 2.5
-
-
-class Hartley(eqx.Module):
-    """Discrete Hartley transform of one field, flattened row by row; orthonormal, and its own inverse."""
-
-    size: int = eqx.field(static=True)
-
-    def __call__(self, x: Vector) -> Float[Array, " dim"]:
-        spectrum = jnp.fft.fft2(x.reshape(self.size, self.size), norm="ortho")
-        return (spectrum.real - spectrum.imag).ravel()
 
 
 class AtPoints(eqx.Module):

@@ -1,0 +1,19 @@
+"""The Hartley transform: a real basis of stationary fields on a periodic grid."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from enkg_ppl._types import Vector
+
+
+class Hartley(eqx.Module):
+    """Discrete Hartley transform of one field, flattened row by row; orthonormal, and its own inverse."""
+
+    size: int = eqx.field(static=True)
+
+    def __call__(self, x: Vector) -> Float[Array, " dim"]:
+        spectrum = jnp.fft.fft2(x.reshape(self.size, self.size), norm="ortho")
+        return (spectrum.real - spectrum.imag).ravel()
