@@ -12,7 +12,7 @@ import pytest
 
 from enkg_ppl._network import NETWORKS, ADMUNet, ConvDDPM, SongUNet
 from enkg_ppl._network._blocks import Attention
-from enkg_ppl._network._layers import Conv2d, GroupNorm, downsample, upsample
+from enkg_ppl._network._layers import Conv2d, GroupNorm, downsample, glorot, upsample
 
 SETTINGS = {
     "SongUNet": {
@@ -223,6 +223,30 @@ def test_derivatives_of_both_modes_agree(name):
     ]
     unused = {"SongUNet": [".noise.features.frequencies"], "ADMUNet": []}
     assert silent == unused[name]
+
+
+@pytest.mark.parametrize("x64", [True, False])
+def test_weights_are_those_that_jax_draws(x64):
+    """Bit for bit, at once and while traced, whatever the shape is."""
+    with jax.enable_x64(x64):
+        for shape in ((3, 3, 5, 7), (1,), (64, 33)):
+            key, bound = jr.key(sum(shape)), 0.7 * (6 / 30) ** 0.5
+            expected = bound * jr.uniform(key, shape, minval=-1, maxval=1)
+            for ours in (glorot(key, shape, 10, 20, 0.7), jax.jit(lambda k, s=shape: glorot(k, s, 10, 20, 0.7))(key)):
+                assert isinstance(ours, jax.Array)
+                assert ours.dtype == expected.dtype
+                np.testing.assert_array_equal(ours, expected)
+
+
+def test_a_network_is_made_of_few_programs(caplog):
+    """Not one for every shape of weights, of which this network has thirty: that took most of a minute."""
+    jax.clear_caches()
+    with jax.log_compiles():
+        network = SongUNet((1, 16, 16), width=12, multipliers=(1, 2, 3), num_blocks=2, key=jr.key(0))
+    shapes = {leaf.shape for leaf in jax.tree.leaves(eqx.filter(network, eqx.is_array))}
+    programs = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Finished XLA compilation")]
+    assert len(shapes) > 25
+    assert 0 < len(programs) < 20
 
 
 def test_attention_is_where_it_was_asked_for():

@@ -19,8 +19,10 @@ from enkg_ppl._network._layers import (
     Padding,
     downsample,
     fusion_barrier,
+    made,
     upsample,
 )
+from enkg_ppl._random import normals
 from enkg_ppl._types import Key, Scalar
 
 Taps = tuple[float, ...]
@@ -52,7 +54,7 @@ class FourierFeatures(eqx.Module):
     frequencies: Float[Array, " half"]
 
     def __init__(self, size: int, *, key: Key):
-        self.frequencies = FOURIER_SCALE * jr.normal(key, (size // 2,))
+        self.frequencies = made(FOURIER_SCALE * normals(key, (size // 2,), jnp.result_type(float)))
 
     def __call__(self, noise: Scalar) -> Float[Array, " size"]:
         angles = 2 * jnp.pi * noise * jax.lax.stop_gradient(self.frequencies).astype(noise.dtype)

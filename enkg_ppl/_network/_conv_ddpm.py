@@ -9,7 +9,7 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from enkg_ppl._network._blocks import check_event
-from enkg_ppl._network._layers import Conv2d, Features, Linear
+from enkg_ppl._network._layers import Conv2d, Features, Linear, constant
 from enkg_ppl._types import Key, Scalar
 
 EPS = 1e-5
@@ -80,7 +80,8 @@ class ConvDDPM(eqx.Module):
         self.time = tuple(Linear(a, b, key=k) for a, b, k in zip(sizes[:-1], sizes[1:], keys[:4], strict=True))
         inputs = (channels, *self.widths[:-1])
         self.convs = tuple(Conv2d(a, b, kernel, key=k) for a, b, k in zip(inputs, self.widths, keys[4:], strict=True))
-        self.norms = tuple(_PixelNorm(jnp.ones((height, width, n)), jnp.zeros((height, width, n))) for n in self.widths)
+        sizes = [(height, width, n) for n in self.widths]
+        self.norms = tuple(_PixelNorm(constant(1.0, size), constant(0.0, size)) for size in sizes)
         self.out = Conv2d(self.widths[-1], channels, 3, key=key_out, gain=0)
 
     def config(self) -> dict:

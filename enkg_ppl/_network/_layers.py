@@ -11,9 +11,11 @@ from typing import Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from enkg_ppl._random import uniforms
 from enkg_ppl._types import Key
 
 Padding = Literal["zeros", "periodic"]
@@ -23,8 +25,19 @@ Features = Float[Array, "height width channels"]
 def glorot(key: Key, shape: tuple[int, ...], fan_in: int, fan_out: int, gain: float) -> Array:
     """Uniform weights with variance ``2 gain^2 / (fan_in + fan_out)`` (Glorot & Bengio 2010, equation 16)."""
     if gain == 0:
-        return jnp.zeros(shape)
-    return gain * (6 / (fan_in + fan_out)) ** 0.5 * jr.uniform(key, shape, minval=-1, maxval=1)
+        return constant(0.0, shape)
+    bound = gain * (6 / (fan_in + fan_out)) ** 0.5
+    return made(bound * (2 * uniforms(key, shape, jnp.result_type(float)) - 1))
+
+
+def constant(value: float, shape: tuple[int, ...]) -> Array:
+    """An array of one number."""
+    return made(np.full(shape, value, jnp.result_type(float)))
+
+
+def made(a) -> Array:
+    """An array of JAX's, for which nothing had to be compiled: a network has dozens of shapes of weights."""
+    return a if isinstance(a, Tracer) else jax.device_put(a)
 
 
 def pad(x: Features, rows: tuple[int, int], columns: tuple[int, int], padding: Padding) -> Features:
@@ -41,7 +54,7 @@ class Linear(eqx.Module):
 
     def __init__(self, in_size: int, out_size: int, *, key: Key, gain: float = 1.0):
         self.weight = glorot(key, (out_size, in_size), in_size, out_size, gain)
-        self.bias = jnp.zeros(out_size)
+        self.bias = constant(0.0, (out_size,))
 
     def __call__(self, x: Float[Array, "*pixels in"]) -> Float[Array, "*pixels out"]:
         out = x @ self.weight.astype(x.dtype).T
@@ -77,7 +90,7 @@ class Conv2d(eqx.Module):
         self.weight = glorot(
             key, (size, size, in_channels, out_channels), area * in_channels, area * out_channels, gain
         )
-        self.bias = jnp.zeros(out_channels)
+        self.bias = constant(0.0, (out_channels,))
         self.stride = stride
         self.margin = (size // 2, size // 2) if margin is None else margin
         self.padding = padding
@@ -121,8 +134,8 @@ class GroupNorm(eqx.Module):
                 f"GroupNorm needs channels divisible by the number of groups; got {channels} channels in {groups} "
                 "groups: change the channels of the network or its groups"
             )
-        self.weight = jnp.ones(channels)
-        self.bias = jnp.zeros(channels)
+        self.weight = constant(1.0, (channels,))
+        self.bias = constant(0.0, (channels,))
         self.groups = groups
         self.eps = eps
 
