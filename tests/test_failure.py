@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 import pytest
 
 from enkg_ppl import BlackBoxError, EnKG, GaussianLikelihood, GaussianPrior, InverseProblem, blackbox
-from enkg_ppl._failure import Tally, watch_black_boxes
+from enkg_ppl._failure import Tally, raise_host_failure, watch_black_boxes
 from enkg_ppl._forward import Evaluator
 
 X = np.random.default_rng(0).permutation(np.linspace(-1, 1, 256))[:, None]
@@ -79,6 +79,7 @@ def test_where_all_fail_nobody_is_advised_to_reject():
             watch_black_boxes(),
         ):
             log_likelihood(simulate)
+        assert simulate.num_calls == (256 if vectorized else 3)
 
 
 def test_the_few_are_as_many_as_chance_allows():
@@ -190,6 +191,16 @@ def test_a_run_tells_of_a_few_failures_once(method):
     assert int(calls.replace(",", "")) == simulate.num_calls == enkg.num_forward_evaluations
     assert enkg.diagnostics().warnings == [message.removeprefix("EnKG: ")]
     assert np.all(enkg.get_samples()["a"] <= 2.2)
+
+
+def test_what_was_said_amid_a_run_is_not_said_again():
+    with pytest.warns(UserWarning) as told, watch_black_boxes() as run:
+        run.say("solver is random")
+        with raise_host_failure():
+            pass
+        assert [str(w.message) for w in told] == ["solver is random"]
+        run.warnings.append("solver is slow")
+    assert [str(w.message) for w in told] == ["solver is random", "solver is slow"]
 
 
 def test_rejected_whole_numbers_are_in_no_draw():

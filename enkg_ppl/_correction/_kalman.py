@@ -45,8 +45,10 @@ LEVELS_OF_FIELDS, LAST_LEVEL_OF_FIELDS = 28, 0.015
 # Of a conditional draw; under the vorticity prior 8 are no better.
 DRAW_STEPS_OF_FIELDS = 6
 # Weight of a level's simulations when the next level's slope is fitted. A field has more unknowns than there are pairs
-# and would need many levels of them, but wider ensembles bend more: on vorticity what the slope misses is least at .45.
-MEMORY, MEMORY_OF_FIELDS = 0.5, 0.45
+# and would need many levels of them, but wider ensembles bend more. Slopes that are told of the grid need fewer pairs,
+# and of vorticity they miss least at .45. The one that is not predicts best where none predicts well (after a time of
+# 5), and then it is the average that counts.
+MEMORY, MEMORY_OF_FIELDS, MEMORY_OF_FIELDS_LOCAL = 0.5, 0.8, 0.45
 
 
 class KalmanCorrection(Correction):
@@ -56,8 +58,9 @@ class KalmanCorrection(Correction):
     `last_level`: smallest noise level of the default schedule, in units of the prior's widest standard deviation.
     Where the noise is low, the simulator bends and pairs of draw and output outnumber unknowns, 0.03 is better.
     `rho`: bends the default schedule as in `Karras`; None for levels in equal ratios, of which more are small.
-    `memory`: weight of one level's simulations when the next level's slope is fitted, in [0, 1] (default 0.5, and 0.45
-    where the prior is of fields). Small values follow a simulator that bends, large ones average.
+    `memory`: weight of one level's simulations when the next level's slope is fitted, in [0, 1] (default 0.5; where the
+    prior is of fields 0.45 for slopes that are told of the grid, and 0.8 for the one that is not). Small values follow
+    a simulator that bends, large ones average.
     `num_draw_steps`: reverse-SDE steps of a conditional draw, where the prior has none in closed form.
     `max_innovation`: innovations larger than this many of their own standard deviations (root mean square over
     the data) are scaled down to it, so that a strongly nonlinear simulator cannot throw particles out.
@@ -131,7 +134,8 @@ class KalmanCorrection(Correction):
         noise = normals(key_noise, x.shape, x.dtype)
         # Not the number of levels: the program does not depend on it, and would be compiled anew for each.
         grid = problem.prior.grid
-        forget = (MEMORY if grid is None else MEMORY_OF_FIELDS) if self.memory is None else self.memory
+        forget = (MEMORY, MEMORY) if grid is None else (MEMORY_OF_FIELDS, MEMORY_OF_FIELDS_LOCAL)
+        forget = forget if self.memory is None else (self.memory, self.memory)
         settings, sigmas = (forget, self.max_innovation), (level.sigma, level.sigma_next)
         return _analyse(settings, problem.prior, x, z, responses, sigmas, memory, perturbations, noise)
 
@@ -166,7 +170,7 @@ def _draw(key: Key, prior, x: Ensemble, sigma, num_draw_steps: int) -> Ensemble:
 
 @eqx.filter_jit
 def _analyse(
-    settings: tuple[float, float],
+    settings: tuple[tuple[float, float], float],
     prior: Prior,
     x: Ensemble,
     z: Ensemble,
@@ -208,7 +212,8 @@ def _analyse(
     farthest = max_innovation * len(gamma) ** 0.5 * jnp.maximum(prior.scale, sigma)
     sound = usable & (jnp.linalg.norm(shifts, axis=1) <= farthest)
     x0 = z + jnp.where(sound[:, None], shifts, 0.0)
-    return x0 + sigma_next * noise, learn(memory, r, q, usable.astype(x.dtype), forget, reach, prior.grid)
+    learned = learn(memory, r, q, usable.astype(x.dtype), forget[0], reach, prior.grid, forget[1])
+    return x0 + sigma_next * noise, learned
 
 
 def _centred(a: Float[AnyArray, "particles _"], usable, n):

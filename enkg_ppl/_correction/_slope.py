@@ -29,13 +29,14 @@ LARGEST_PENALTY, NUM_PENALTIES = 1e2, 17
 class Pairs(NamedTuple):
     """Centred draws and outputs of the last levels, newest first, and what was learned from them.
 
-    `slope`: the one that is used. `candidates`: slopes that compete to predict the next level's outputs, and `misses`:
-    what each has missed of outputs that it had not seen, a mean over the levels that forgets.
+    `usable`: 1 where there is a pair. `slope`: the one that is used. `candidates`: slopes that compete to predict the
+    next level's outputs, and `misses`: what each has missed of outputs that it had not seen, a mean over the levels
+    that forgets.
     """
 
     draws: Float[Array, "levels particles dim"]
     outputs: Float[Array, "levels particles m"]
-    weights: Float[Array, "levels particles"]
+    usable: Float[Array, "levels particles"]
     slope: Float[Array, "dim m"]
     candidates: Float[Array, "candidates dim m"]
     misses: Float[Array, " candidates"]
@@ -70,32 +71,41 @@ def learn(
     pairs: Pairs,
     r: Ensemble,
     q: Float[Array, "particles m"],
-    weight,
+    usable: Float[Array, " particles"],
     forget,
     reach: Float[Array, " m"] | float = jnp.inf,
     grid: Grid | None = None,
+    forget_local=None,
 ) -> Pairs:
     """Add the centred pairs (r, q) of one level, let the older ones count `forget` times as much, and fit anew.
 
+    `usable`: 1 for the pairs that are to count. `forget_local`: in place of `forget` for the slopes that know a grid.
     `reach`: outputs farther from the middle are pulled in to it; outputs of older levels may be wilder than this one's.
     `grid`: where the latent vector is a field.
     """
-    draws, outputs, weights = (
+    draws, outputs, usable = (
         jnp.concatenate([new[None], old[:-1]])
-        for new, old in zip((r, q, weight), (pairs.draws, pairs.outputs, forget * pairs.weights), strict=True)
+        for new, old in zip((r, q, usable), (pairs.draws, pairs.outputs, pairs.usable), strict=True)
     )
     most = 2 * jnp.broadcast_to(reach, q.shape[1:])[None, None]  # the middle itself may lie as far out
     outputs = jnp.clip(outputs, -most, most)
-    root = jnp.sqrt(weights).reshape(-1, 1)
-    X, Y = root * draws.reshape(-1, r.shape[1]), root * outputs.reshape(-1, q.shape[1])
+
+    def weighted(forget):
+        """Rows of draws and of outputs, and what they count for."""
+        weights = usable * forget ** jnp.arange(len(usable), dtype=r.dtype)[:, None]
+        root = jnp.sqrt(weights).reshape(-1, 1)
+        return root * draws.reshape(-1, r.shape[1]), root * outputs.reshape(-1, q.shape[1]), jnp.sum(weights)
+
+    X, Y, _ = weighted(forget)
     candidates = ridge(X, Y, 1 / len(r))[None]
     if grid is not None:
+        X, Y, num_rows = weighted(forget if forget_local is None else forget_local)
         unit = _power_of_two(jnp.max(jnp.abs(Y), axis=0))[None]  # squares neither overflow nor vanish
         variances = expected_variances(grid, pairs.slope)
-        local = local_ridge(X, Y / unit, variances, jnp.sum(weights), pairs.candidates[1:] / unit[None])
+        local = local_ridge(X, Y / unit, variances, num_rows, pairs.candidates[1:] / unit[None])
         candidates = jnp.concatenate([candidates, local * unit[None]])
     best = jnp.argmin(jnp.where(pairs.misses > 0, pairs.misses, 1.0))
-    return Pairs(draws, outputs, weights, candidates[best], candidates, pairs.misses)
+    return Pairs(draws, outputs, usable, candidates[best], candidates, pairs.misses)
 
 
 def ridge(X: Float[Array, "rows dim"], Y: Float[Array, "rows m"], centring: float = 0.0) -> Float[Array, "dim m"]:
