@@ -85,6 +85,12 @@ def anneal(
             break
     if found is None:
         why = "not checked: the budget has no room for that"
+    elif why != "arrived" and not found.warnings():
+        remedy = "raise max_forward_evaluations, or use a refinement" if "budget" in why else "use a refinement"
+        flow.messages.append(
+            f"the draws fit the data worse than they should (chi-square per datum {found.chi2_per_datum:.3g}, where 1 "
+            f"is due): the guided ensemble has not arrived at the posterior; {remedy}"
+        )
     flow.stats |= {"num_cycles": num_cycles, "cycles": why}
     return flow
 

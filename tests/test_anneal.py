@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from enkg_ppl import GaussianLikelihood, GaussianPrior, InverseProblem, KalmanCorrection, guide, infer
-from enkg_ppl._anneal import CYCLE_LEVELS, MAX_CYCLES, has_arrived
+from enkg_ppl._anneal import CYCLE_LEVELS, MAX_CYCLES, anneal, has_arrived
 from enkg_ppl._field_diagnostics import EnsembleCheck
+from enkg_ppl._forward import Evaluator
 from models import navier_stokes
 
 DIM, J, NOISE = 24, 64, 0.05
@@ -68,6 +69,21 @@ def test_when_it_has_arrived():
     assert not has_arrived(check(2.0, 1e-9, 0.5))
     assert not has_arrived(check(1.0, 0.5, 3.0))
     assert not has_arrived(check(np.inf, 0.0, np.inf))
+
+
+@pytest.mark.parametrize(("limit", "remedy"), [(30 * J, "raise max_forward_evaluations, or use"), (None, "use")])
+def test_one_that_has_not_arrived_says_so(limit, remedy):
+    """Also where chi-square is not so far out that it alone would be told: 1.5 at a chance of a thousandth."""
+    evaluate = Evaluator(problem(1e-3), J)
+    evaluate.ledger.limit = limit
+    correction = KalmanCorrection()
+    posterior = anneal(jr.key(0), problem(1e-3), correction, evaluate, J, lambda _: check(1.5, 1e-3, 0.1))
+    assert posterior.stats["cycles"].startswith("not arrived")
+    (sentence,) = posterior.messages
+    assert "chi-square per datum 1.5, where 1 is due" in sentence
+    assert sentence.endswith(f"has not arrived at the posterior; {remedy} a refinement")
+    evaluate.ledger.limit = None
+    assert not anneal(jr.key(0), problem(1e-3), correction, evaluate, J, lambda _: check(1.1, 0.3, 0.1)).messages
 
 
 def test_the_navier_stokes_cases():
