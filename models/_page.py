@@ -363,14 +363,14 @@ def interval_figure(
     return figure
 
 
-def save_png(figure: Figure, path: str | Path, width: int = 1600) -> Path:
-    """Write a figure `width` pixels wide, in few colours, so that a README loads quickly."""
+def save_png(figure: Figure, path: str | Path, width: int = 1600, colours: int = 128) -> Path:
+    """Write a figure `width` pixels wide, in few `colours`, so that a README loads quickly; colour scales need 256."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     with style():
         figure.savefig(buffer, format="png", dpi=width / figure.get_figwidth())
-    Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    Image.open(buffer).convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
     return path
 
 

@@ -252,13 +252,14 @@ def main(argv: list[str] | None = None) -> None:
         setting = SETTINGS[options.settings[0]]
         case = problem(setting, truths()[0])
         posterior = solve(case, setting, 0, options.particles, options.quick)
-        _page.save_png(picture(setting, 0, posterior, case), options.picture, 1500)
+        _page.save_png(picture(setting, 0, posterior, case), options.picture, 1500, colours=256)
         print(options.picture)
         return
     kept = options.out and options.out.exists()
     rows = [json.loads(line) for line in options.out.read_text("utf-8").splitlines()] if kept else []
     done = {(row["setting"], row["method"], row["truth"]) for row in rows}
-    for name, method, number in itertools.product(options.settings, options.methods, range(options.truths)):
+    wanted = [(s, m, t) for s in options.settings for m in options.methods for t in range(options.truths)]
+    for name, method, number in wanted:
         if (name, method, number) in done:
             continue
         row = run(SETTINGS[name], number, num_particles=options.particles, quick=options.quick, method=method)
