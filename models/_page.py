@@ -363,14 +363,16 @@ def interval_figure(
     return figure
 
 
-def save_png(figure: Figure, path: str | Path, width: int = 1600, colours: int = 128) -> Path:
-    """Write a figure `width` pixels wide, in few `colours`, so that a README loads quickly; colour scales need 256."""
+def save_png(figure: Figure, path: str | Path, width: int = 1600, *, few_colours: bool = True) -> Path:
+    """Write a figure `width` pixels wide, in few colours, so that a README loads quickly; colour scales need all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     with style():
         figure.savefig(buffer, format="png", dpi=width / figure.get_figwidth())
-    Image.open(buffer).convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
+    image = Image.open(buffer).convert("RGB")
+    image = image.quantize(128, dither=Image.Dither.NONE) if few_colours else image
+    image.save(path, optimize=True)
     return path
 
 

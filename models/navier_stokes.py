@@ -252,7 +252,7 @@ def main(argv: list[str] | None = None) -> None:
         setting = SETTINGS[options.settings[0]]
         case = problem(setting, truths()[0])
         posterior = solve(case, setting, 0, options.particles, options.quick)
-        _page.save_png(picture(setting, 0, posterior, case), options.picture, 1500, colours=256)
+        _page.save_png(picture(setting, 0, posterior, case), options.picture, 1500, few_colours=False)
         print(options.picture)
         return
     kept = options.out and options.out.exists()
