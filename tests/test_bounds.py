@@ -52,7 +52,7 @@ def steps_of(x, memory, responses, sigma, numbers):
 
     def of_one(x, memory, response):
         usual, prior = KalmanCorrection(), GaussianPrior.standard(DIM)
-        settings, sigmas = (MEMORY, usual.max_innovation), (sigma, 0.5 * sigma)
+        settings, sigmas = ((MEMORY, MEMORY), usual.max_innovation), (sigma, 0.5 * sigma)
         return _analyse(settings, prior, x, 0.9 * x, response, sigmas, memory, numbers[:, :2], numbers)
 
     return jax.vmap(of_one)(x, memory, responses)
