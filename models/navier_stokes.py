@@ -246,6 +246,10 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if not 1 <= options.truths <= NUM_TRUTHS:
         parser.error(f"--truths must be 1 to {NUM_TRUTHS}; got {options.truths}")
+    if options.quick and "published" in options.methods:
+        parser.error("--quick has no method published, whose noise levels are the paper's: leave one of them out")
+    if options.picture and options.methods != ["enkg"]:
+        parser.error("--picture draws the method enkg only: leave --methods out")
     if options.quick:
         options.settings, options.truths, options.particles = ["T1_low"], 1, 32
     if options.picture:
@@ -257,6 +261,10 @@ def main(argv: list[str] | None = None) -> None:
         return
     kept = options.out and options.out.exists()
     rows = [json.loads(line) for line in options.out.read_text("utf-8").splitlines()] if kept else []
+    if not all("method" in row for row in rows):
+        parser.error(
+            f"{options.out} holds rows that do not name their method, of an earlier version: take another file"
+        )
     done = {(row["setting"], row["method"], row["truth"]) for row in rows}
     wanted = [(s, m, t) for s in options.settings for m in options.methods for t in range(options.truths)]
     for name, method, number in wanted:

@@ -114,6 +114,22 @@ def test_methods_of_the_navier_stokes_table():
     ]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--quick", "--methods", "published"], "--quick has no method published"),
+        (["--picture", "a.png", "--methods", "gaussian"], "--picture draws the method enkg only"),
+        (["--out", "rows.json"], "do not name their method"),
+    ],
+)
+def test_what_the_table_refuses(arguments, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.json").write_text('{"setting": "T1_low", "truth": 0}\n')
+    with pytest.raises(SystemExit):
+        navier_stokes.main(arguments)
+    assert words in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_quick_table(capsys, tmp_path):
     navier_stokes.main(["--quick", "--out", str(tmp_path / "rows.json")])

@@ -111,3 +111,23 @@ def test_outputs_of_any_size_in_32_bits():
         pairs = learn(no_pairs(256, 64, 32, jnp.float32, grid), r, unit * (r @ A), jnp.ones(256), 0.8, grid=grid)
         assert jax.numpy.isfinite(pairs.candidates).all()
         np.testing.assert_allclose(pairs.candidates[1] / unit, A, atol=0.2)
+
+
+def test_slopes_with_and_without_the_grid_forget_each_in_their_own_time():
+    """Two levels, the older bent otherwise: each candidate is the one of a run in which all forget as it does."""
+    rng, grid = np.random.default_rng(5), Grid(1, (8,), True)
+    levels = [(rng.standard_normal((16, 8)), rng.standard_normal((8, 3))) for _ in range(2)]
+
+    def learned(forget, forget_local):
+        pairs = no_pairs(16, 8, 3, jnp.float64, grid)
+        for r, A in levels:
+            pairs = learn(pairs, jnp.asarray(r), jnp.asarray(r @ A), jnp.ones(16), forget, jnp.inf, grid, forget_local)
+        return pairs.candidates
+
+    both = learned(0.8, 0.1)
+    np.testing.assert_allclose(both[0], learned(0.8, None)[0], rtol=1e-10)
+    np.testing.assert_allclose(both[1:], learned(0.1, None)[1:], rtol=1e-10)
+    assert np.max(np.abs(both - learned(0.8, None))[1:]) > 0.01
+    assert np.max(np.abs(both - learned(0.1, None))[0]) > 0.01
+    newest = learned(0.0, None)[0]  # only the last level counts
+    np.testing.assert_allclose(newest, levels[1][1], rtol=1e-5, atol=1e-5)

@@ -19,7 +19,7 @@ from enkg_ppl._network._layers import (
     Padding,
     downsample,
     fusion_barrier,
-    made,
+    on_device,
     upsample,
 )
 from enkg_ppl._random import normals
@@ -54,7 +54,7 @@ class FourierFeatures(eqx.Module):
     frequencies: Float[Array, " half"]
 
     def __init__(self, size: int, *, key: Key):
-        self.frequencies = made(FOURIER_SCALE * normals(key, (size // 2,), jnp.result_type(float)))
+        self.frequencies = on_device(FOURIER_SCALE * normals(key, (size // 2,), jnp.result_type(float)))
 
     def __call__(self, noise: Scalar) -> Float[Array, " size"]:
         angles = 2 * jnp.pi * noise * jax.lax.stop_gradient(self.frequencies).astype(noise.dtype)

@@ -27,16 +27,16 @@ def glorot(key: Key, shape: tuple[int, ...], fan_in: int, fan_out: int, gain: fl
     if gain == 0:
         return constant(0.0, shape)
     bound = gain * (6 / (fan_in + fan_out)) ** 0.5
-    return made(bound * (2 * uniforms(key, shape, jnp.result_type(float)) - 1))
+    return on_device(bound * (2 * uniforms(key, shape, jnp.result_type(float)) - 1))
 
 
 def constant(value: float, shape: tuple[int, ...]) -> Array:
     """An array of one number."""
-    return made(np.full(shape, value, jnp.result_type(float)))
+    return on_device(np.full(shape, value, jnp.result_type(float)))
 
 
-def made(a) -> Array:
-    """An array of JAX's, for which nothing had to be compiled: a network has dozens of shapes of weights."""
+def on_device(a) -> Array:
+    """As an array of JAX's, for which nothing is compiled: a network has weights of dozens of shapes."""
     return a if isinstance(a, Tracer) else jax.device_put(a)
 
 
