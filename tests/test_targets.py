@@ -49,6 +49,18 @@ def test_data_folder(tmp_path):
         targets(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
+def test_the_field_that_vorticity_data_come_from_fits_them():
+    """Chi-square of 256 data; other noise for another truth, and more of it in the other setting."""
+    for name in ("navier_stokes/T1_low/2", "navier_stokes/T1_high/3"):
+        target = BUILT_IN[name]
+        truth, assumed = target.truth(), target.problem().likelihood
+        assert truth.draws.shape == (1, 1024)
+        assert target.misfit(truth.draws) == pytest.approx(1.0, abs=4 * (2 / 256) ** 0.5)
+        assert np.ptp(assumed.noise_sd) == 0
+        assert float(np.max(assumed.noise_sd)) == pytest.approx(2.16 if "high" in name else 0.216)
+
+
 @pytest.mark.parametrize("name", [name for name in EXACT if not name.endswith(("/2", "/3"))])
 def test_draws_agree_with_closed_form(name):
     """Worst of all scalars within what exact draws reach in all but 1 of 10,000 cases."""

@@ -51,6 +51,9 @@ def toy(name="toy/linear", **changes):
     return dataclasses.replace(target, **changes)
 
 
+FIELD = 3.0 * np.random.default_rng(7).standard_normal(2000)
+
+
 class Exact:
     """A method that knows the answer; `shift` in units of the draws. Notes what it was asked for."""
 
@@ -270,6 +273,41 @@ def test_figures_of_a_run(tmp_path, no_classifier):
     assert record.num_forward_evaluations == 2000
 
 
+def test_where_only_the_simulated_unknowns_are_known(tmp_path):
+    """Draws around them with the right spread, judged by closed forms; the page and the table have the figures."""
+
+    class Around:
+        def __call__(self, target, seed, num_draws, progress, *, budget=None):
+            rng = np.random.default_rng(seed)
+            centre = FIELD + rng.standard_normal(FIELD.shape)
+            return Result(centre + rng.standard_normal((num_draws, len(FIELD))), 10, 0, 0.1, None, [])
+
+    field = toy(
+        "toy/field/1",
+        truth=lambda: Truth(FIELD[None], "what was simulated from", simulated_from=FIELD),
+        misfit=lambda draws: float(np.mean((draws - FIELD) ** 2)),
+    )
+    store = Store(tmp_path)
+    records = run_all(plan([field], [Method("enkg", "", Around(), sources=())], 2)[0], SMALL, store, progress=False)
+    for record in records:
+        figures = record.figures
+        assert record.status == "done", record.message
+        # 2,000 unknowns: sums of squares scatter by sqrt(2 / 2000), of what is here 1, 2 and their ratio.
+        assert figures["ssr"] == pytest.approx(1.0, abs=4 * (0.5 / 2000) ** 0.5 + 1 / 200)
+        assert figures["chi2"] == pytest.approx(2.0, rel=4 * (2 / 2000) ** 0.5)
+        assert figures["l2"] == pytest.approx(len(FIELD) ** 0.5 / np.linalg.norm(FIELD), rel=0.07)
+        # A normal of unit spread, off by a unit normal: 1 / sqrt(pi) on average.
+        assert figures["crps"] == pytest.approx(np.pi**-0.5, rel=0.07)
+        assert figures["c2st"] is figures["mean_worst"] is figures["l2_ratio"] is None
+    assert grade_all(records) is POOR  # a chi-square of 2
+    head, *rows = runner.table(records).splitlines()
+    assert re.search(r"CRPS +SSR +chi\^2", head)
+    assert all(re.search(r"0\.5\d+ +(1\.0|0\.9)\d +(2\.|1\.9)", row) for row in rows)
+    page = write_report(store).read_text()
+    assert "what was simulated from" in page
+    assert "&chi;&sup2; 2." in page or "&chi;&sup2; 1.9" in page
+
+
 def test_runs_side_by_side_are_the_same(tmp_path, no_classifier):
     """Processes look targets up by name, hence a target of the quick suite."""
     from validation.posteriors import targets
@@ -382,6 +420,11 @@ def test_a_task_is_graded_by_its_worst_run_and_a_field_by_the_means():
     assert grade_all(fields) is GOOD
     assert grade_all(fields[:1]) is FAIR
     assert grade_all([record_with(c2st=None, l2_ratio=1.2, ssr=1.0)]) is POOR
+    # Where the exact mean is not known.
+    vorticity = [record_with(c2st=None, ssr=ssr, chi2=chi2) for ssr, chi2 in ((0.6, 1.0), (1.0, 1.05), (1.05, 2.0))]
+    assert grade_all(vorticity) is GOOD
+    assert grade_all([record_with(c2st=None, ssr=1.0, chi2=1.2)]) is FAIR
+    assert grade_all([record_with(c2st=None, ssr=0.8, chi2=1.0)]) is POOR
 
 
 def test_the_ecdf_band_holds_exact_draws_as_often_as_it_says():

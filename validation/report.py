@@ -102,11 +102,15 @@ def _cell(records: Sequence[Record]) -> str:
     head = _mean(done, "c2st", ".3f")
     if not head and _values(done, "l2_ratio"):
         head = f"L2 {_mean(done, 'l2_ratio', '.3f')}, SSR {_mean(done, 'ssr', '.2f')}"
+    if not head and _values(done, "chi2"):
+        figures = {"CRPS": ("crps", ".3g"), "SSR": ("ssr", ".2f"), "&chi;&sup2;": ("chi2", ".2f")}
+        head = ", ".join(f"{word} {_median(done, name, form)}" for word, (name, form) in figures.items())
     head = head or f"W2 {_mean(done, 'sliced_w2', '.3g')} ({_mean(done, 'sliced_w2_floor', '.3g')})"
     low = _extreme(min, done, "sd_min")
     high = _extreme(max, done, "sd_max")
     cost = np.mean([r.num_forward_evaluations / r.num_draws for r in done])
-    tail = f"{_mean(done, 'mean_worst', '.2f')} sd, {low}–{high}<br>{cost:,.0f} a draw"
+    moments = f"{_mean(done, 'mean_worst', '.2f')} sd, {low}–{high}<br>" if low else ""
+    tail = f"{moments}{cost:,.0f} a draw"
     lost = f", {failed} failed" if failed else ""
     return f'<span class="grade {worst.name}">{worst.mark} {head}</span><small>{tail}{lost}</small>'
 
@@ -114,6 +118,11 @@ def _cell(records: Sequence[Record]) -> str:
 def _mean(records: Iterable[Record], name: str, form: str) -> str:
     values = _values(records, name)
     return format(np.mean(values), form) if values else ""
+
+
+def _median(records: Iterable[Record], name: str, form: str) -> str:
+    values = _values(records, name)
+    return format(np.median(values), form) if values else ""
 
 
 def _values(records: Iterable[Record], name: str) -> list[float]:
@@ -138,6 +147,8 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "L2 / exact": ("l2_ratio", ".3f"),
     "SSR": ("ssr", ".2f"),
     "CRPS": ("crps", ".3g"),
+    "L2": ("l2", ".3f"),
+    "chi2": ("chi2", ".2f"),
     "log Z err": ("log_evidence_error", "+.2f"),
 }
 
@@ -187,6 +198,8 @@ def _badness(record: Record) -> float:
     f = record.figures
     if f.get("c2st") is not None:
         return f["c2st"] or 0.0
+    if f.get("chi2") is not None:
+        return f["chi2"] or 0.0
     return (f.get("sliced_w2") or 0.0) / (f.get("sliced_w2_floor") or 1.0)
 
 
@@ -196,6 +209,8 @@ def _pictures(store: Store, record: Record) -> str:
     caption = f"<figcaption>{words} &emsp; {legend_html((record.method, 'truth'))}</figcaption>"
     if draws is None or truth is None or not np.isfinite(draws).all():
         return f"<figure>No picture: the draws are not finite or not there.{caption}</figure>"
+    if len(truth.draws) == 1:
+        return ""  # what the data come from, and nothing to compare draws with
     names = record.names or [f"x[{i}]" for i in range(draws.shape[1])]
     pictures = [_picture(ecdf_figure(draws, truth, names, record.method), "ECDF differences")]
     some = [i for i in range(min(MAX_PAIRS, draws.shape[1])) if min(draws[:, i].std(), truth.draws[:, i].std()) > 0]

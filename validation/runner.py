@@ -29,7 +29,7 @@ QUICK, ALL = "quick", "all"
 COLUMNS: tuple[str, ...] = (
     "target", "method", "seed", "status", "dim", "draws", "c2st", "sliced_w2", "sliced_w2_floor", "mean_worst",
     "mean_rms", "mean_floor", "sd_min", "sd_max", "mean_median", "sd_median", "mode_error", "l2_ratio",
-    "ssr", "crps", "log_evidence", "log_evidence_error",
+    "ssr", "crps", "l2", "chi2", "log_evidence", "log_evidence_error",
     "forward_evaluations", "evaluations_per_draw", "gradients", "seconds", "warnings", "message", "budget", "key",
 )  # fmt: skip
 
@@ -355,13 +355,17 @@ def _list(known: Mapping[str, Target]) -> None:
 
 def table(records: Sequence[Record]) -> str:
     """The figures that matter, as text."""
-    header = ("target", "method", "seed", "C2ST", "mean err", "sd ratio", "modes", "log Z err", "evaluations", "time")
+    # Where no more than the simulated unknowns is known, other figures matter.
+    fields = {"CRPS": ("crps", ".3g"), "SSR": ("ssr", ".2f"), "chi^2": ("chi2", ".2f")}
+    fields = fields if any(r.figures.get("chi2") is not None for r in records) else {}
+    usual = ("C2ST", "mean err", "sd ratio", "modes", "log Z err")
+    header = ("target", "method", "seed", *usual, *fields, "evaluations", "time")
     lines: list[tuple[str, ...]] = [header]
     for r in records:
         f = r.figures
         name = (r.target, r.method, str(r.seed))
         if r.status == "failed":
-            lines.append((*name, "failed: " + r.message, *[""] * 6))
+            lines.append((*name, "failed: " + r.message, *[""] * (len(header) - 4)))
             continue
         ratio = f"{f['sd_min']:.2f}-{f['sd_max']:.2f}" if f.get("sd_min") is not None else ""
         lines.append(
@@ -372,6 +376,7 @@ def table(records: Sequence[Record]) -> str:
                 ratio,
                 _short(f.get("mode_error"), ".0%"),
                 _short(f.get("log_evidence_error"), "+.2f"),
+                *(_short(f.get(figure), form) for figure, form in fields.values()),
                 f"{r.num_forward_evaluations:,}",
                 f"{r.seconds:.0f} s",
             )

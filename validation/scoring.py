@@ -7,6 +7,7 @@ import itertools
 
 import jax
 import numpy as np
+from jaxtyping import Float
 from numpyro import handlers
 
 from validation import metrics
@@ -25,7 +26,8 @@ class Score:
     hundreds of pixels have a worst one by chance.
     `mode_error`: worst relative error of a mode's mass. `log_evidence_error`: nats.
     Where the data were simulated from known unknowns: `l2_ratio`, how far the mean is from them, over how far the exact
-    mean is; `ssr`, spread over skill; `crps`, in the draws' units.
+    mean is; `ssr`, spread over skill; `crps`, in the draws' units. Where no more than those is known: `l2`, how far the
+    mean is from them, over their own length; `chi2`, of the data, per datum.
     """
 
     c2st: float | None = None
@@ -42,6 +44,8 @@ class Score:
     l2_ratio: float | None = None
     ssr: float | None = None
     crps: float | None = None
+    l2: float | None = None
+    chi2: float | None = None
     log_evidence_error: float | None = None
 
 
@@ -54,6 +58,13 @@ def score(target: Target, truth: Truth, draws: Draws, log_evidence: float | None
         )
     if not np.isfinite(draws).all():
         return Score(c2st=1.0)
+    unknowns = truth.simulated_from
+    if len(truth.draws) == 1 and unknowns is not None:
+        return Score(
+            l2=metrics.relative_l2(draws.mean(axis=0), unknowns),
+            chi2=None if target.misfit is None else target.misfit(draws),
+            **_against(unknowns, draws),
+        )
     dim = draws.shape[1]
     mean = metrics.mean_error(draws, truth.means, truth.sds)
     floor = metrics.mean_error_floor(truth.draws, len(draws), mean_is_exact=truth.mean is not None)
@@ -68,15 +79,11 @@ def score(target: Target, truth: Truth, draws: Draws, log_evidence: float | None
     evidence = None
     if log_evidence is not None and truth.log_evidence is not None:
         evidence = log_evidence - truth.log_evidence
-    unknowns = truth.simulated_from
     against_unknowns = {}
     if unknowns is not None:
         exact = metrics.relative_l2(truth.means, unknowns)
-        against_unknowns = {
-            "l2_ratio": metrics.relative_l2(draws.mean(axis=0), unknowns) / exact,
-            "ssr": metrics.spread_skill_ratio(draws, unknowns),
-            "crps": metrics.crps(draws, unknowns),
-        }
+        distance = metrics.relative_l2(draws.mean(axis=0), unknowns) / exact
+        against_unknowns = {"l2_ratio": distance, **_against(unknowns, draws)}
     return Score(
         c2st=metrics.c2st(draws, truth.draws, seed=seed) if dim <= metrics.MAX_CLASSIFIED_DIM else None,
         sliced_w2=metrics.sliced_wasserstein(draws, truth.draws),
@@ -92,6 +99,11 @@ def score(target: Target, truth: Truth, draws: Draws, log_evidence: float | None
         log_evidence_error=evidence,
         **against_unknowns,
     )
+
+
+def _against(unknowns: Float[np.ndarray, " dim"], draws: Draws) -> dict[str, float]:
+    """What only needs the unknowns that the data were simulated from."""
+    return {"ssr": metrics.spread_skill_ratio(draws, unknowns), "crps": metrics.crps(draws, unknowns)}
 
 
 def scalar_names(target: Target, dim: int) -> list[str]:

@@ -149,7 +149,7 @@ def score_key(target: Target) -> str:
 
 
 def _target_sources(target: Target) -> list[Path]:
-    made_of = [target.truth, target.model, target.twin, target.problem, target.modes]
+    made_of = [target.truth, target.model, target.twin, target.problem, target.modes, target.misfit]
     return list(dict.fromkeys([*(_source(part) for part in made_of if part is not None), *target.files]))
 
 

@@ -19,7 +19,8 @@ Draws = Float[np.ndarray, "draws dim"]
 class Truth:
     """What is known about a posterior.
 
-    `draws`: exact draws, or long-run ones. `mean`, `sd`: by default those of the draws; give the closed form where
+    `draws`: exact draws, or long-run ones; a single one where no more is known than what the data were simulated from.
+    `mean`, `sd`: by default those of the draws; give the closed form where
     there is one. `log_evidence`: nats, where known. `masses`: of the modes that `Target.modes` numbers, by default
     their shares of the draws. `simulated_from`: the unknowns that the data were simulated from, in the draws' layout.
     `source`: where it comes from, in a few words.
@@ -54,6 +55,7 @@ class Target:
     `twin`: the same model with the same sites, differentiable, where `model` is a black box; see `with_gradient`.
     `num_particles`: the ensemble that it is meant for, where not the runner's usual one.
     `modes`: numbers the mode of each of ``(draws, dim)``, where there are several.
+    `misfit`: chi-square per datum of draws, where the truth is no more than what the data were simulated from.
     `files`: whatever else it depends on, such as the weights of a network; their change makes results obsolete.
     `differentiable`: whether gradient methods such as NUTS may be tried, on `with_gradient`.
     """
@@ -67,6 +69,7 @@ class Target:
     sites: tuple[str, ...] = ()
     problem: Callable[[], InverseProblem] | None = None
     modes: Callable[[Draws], Int[np.ndarray, " draws"]] | None = None
+    misfit: Callable[[Draws], float] | None = None
     differentiable: bool = True
     twin: Callable | None = None
     num_particles: int | None = None

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 import enkg_ppl
-from enkg_ppl import EnKG, KalmanCorrection, PublishedCorrection
+from enkg_ppl import EnKG, PublishedCorrection
 from validation.methods._base import Method, Result
 from validation.target import Target
 
@@ -58,7 +58,7 @@ def run(
 
 
 def unrefined_kalman() -> dict[str, Any]:
-    return {"correction": KalmanCorrection(), "refine": None}
+    return {"refine": None}  # of fields with more levels than of others
 
 
 def unrefined_published() -> dict[str, Any]:
@@ -70,7 +70,7 @@ METHODS = [
     Method("enkg", "EnKG(model) with its defaults, a particle a draw", run, sources=SOURCES),
     Method(
         "enkg-kalman",
-        "the guided ensemble of KalmanCorrection, refine=None",
+        "the guided ensemble of the default correction, refine=None",
         functools.partial(run, options=unrefined_kalman),
         sources=SOURCES,
     ),

@@ -9,6 +9,7 @@ from validation.posteriors import (
     everyday,
     gaussian_field,
     mixture,
+    navier_stokes,
     network_prior,
     nonlinear_field,
     posteriordb,
@@ -30,6 +31,7 @@ BUILT_IN: tuple = (
     gaussian_field,
     nonlinear_field,
     network_prior,
+    navier_stokes,
 )
 FILED: tuple = (sbibm, posteriordb)
 
