@@ -1,13 +1,16 @@
 """Ensemble Kalman Diffusion Guidance: posteriors for simulators that cannot be differentiated, inside NumPyro."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from enkg_ppl._blackbox import BlackBoxError, blackbox
 from enkg_ppl._correction import Correction, KalmanCorrection, PublishedCorrection
 from enkg_ppl._flow import Flow
 from enkg_ppl._guide import guide
-from enkg_ppl._import import import_adm, import_ddpm, import_diffusers, import_edm
 from enkg_ppl._infer import infer
 from enkg_ppl._likelihood import GaussianLikelihood, Likelihood, PoissonLikelihood, Response, StudentTLikelihood
-from enkg_ppl._network import ADMUNet, ResidualMLP, SongUNet, UNet1d
 from enkg_ppl._numpyro import (
     DiffusionPrior,
     DiffusionReparam,
@@ -39,7 +42,11 @@ from enkg_ppl._prior import (
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._refine import DiffusionWaltz, LatentSlice, Refinement, TemperedSMC
 from enkg_ppl._schedule import Karras, Schedule, VarianceExploding, VariancePreserving
-from enkg_ppl._training import LogNormalNoise, TrainingInterrupted, train_prior
+
+if TYPE_CHECKING:
+    from enkg_ppl._import import import_adm, import_ddpm, import_diffusers, import_edm
+    from enkg_ppl._network import ADMUNet, ResidualMLP, SongUNet, UNet1d
+    from enkg_ppl._training import LogNormalNoise, TrainingInterrupted, train_prior
 
 __version__ = "0.1.0"
 
@@ -102,3 +109,30 @@ __all__ = [
     "save_prior",
     "train_prior",
 ]
+
+# What most runs do not need is imported when it is asked for: networks, their training and their import.
+_LATER = {
+    "ADMUNet": "_network",
+    "ResidualMLP": "_network",
+    "SongUNet": "_network",
+    "UNet1d": "_network",
+    "LogNormalNoise": "_training",
+    "TrainingInterrupted": "_training",
+    "train_prior": "_training",
+    "import_adm": "_import",
+    "import_ddpm": "_import",
+    "import_diffusers": "_import",
+    "import_edm": "_import",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'enkg_ppl' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"enkg_ppl.{_LATER[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

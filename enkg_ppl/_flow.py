@@ -8,9 +8,8 @@ largest noise level to the smallest, so that one tolerance fits the whole path.
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,9 @@ from enkg_ppl._prior import Prior
 from enkg_ppl._prior._product import ProductPrior
 from enkg_ppl._reverse_sde import reverse_sde_sample
 from enkg_ppl._types import Key, Scalar, Vector
+
+if TYPE_CHECKING:
+    import diffrax
 
 # The divergence of few dimensions joins the flow's ODE: a product with the Jacobian for every dimension and evaluation,
 # of which there are some 350. Of more dimensions it is integrated along the path by Gauss-Legendre at so many noise
@@ -153,6 +155,13 @@ def sde_draw(key: Key, prior: Prior, num_steps: int) -> Vector:
     return reverse_sde_sample(key_draw, prior, x, sigma, num_steps)
 
 
+def _diffrax():
+    """Imported where a flow is first solved: models with priors in closed form never do."""
+    with jax.ensure_compile_time_eval():  # whatever arrays it makes must not be part of a program that is being traced
+        import diffrax
+    return diffrax
+
+
 class Flow(eqx.Module):
     """The probability-flow ODE of a prior as an invertible map between ``z ~ N(0, I)`` and ``x ~ prior``.
 
@@ -163,8 +172,9 @@ class Flow(eqx.Module):
     `encode` the exact inverse of `decode`.
     `num_steps`: None for adaptive steps to `rtol` and `atol` (default 1e-6 with 64-bit floats, 1e-4 with 32-bit),
     or a fixed number of steps of the solver for speed.
-    `adjoint`: how diffrax differentiates the solve. The default supports reverse mode (what NUTS uses);
-    pass `diffrax.ForwardMode()` for forward mode.
+    `solver`: of diffrax, by default `diffrax.Tsit5()`.
+    `adjoint`: how diffrax differentiates the solve. The default, `diffrax.RecursiveCheckpointAdjoint()`, supports
+    reverse mode (what NUTS uses); pass `diffrax.ForwardMode()` for forward mode.
     """
 
     prior: Prior
@@ -174,8 +184,8 @@ class Flow(eqx.Module):
     rtol: float | None = eqx.field(static=True, default=None)
     atol: float | None = eqx.field(static=True, default=None)
     max_steps: int = eqx.field(static=True, default=4096)
-    solver: diffrax.AbstractSolver = diffrax.Tsit5()
-    adjoint: diffrax.AbstractAdjoint = diffrax.RecursiveCheckpointAdjoint()
+    solver: diffrax.AbstractSolver | None = None
+    adjoint: diffrax.AbstractAdjoint | None = None
 
     def __check_init__(self):
         if self.num_steps is not None and self.num_steps < 1:
@@ -198,6 +208,7 @@ class Flow(eqx.Module):
 
     def _solve(self, field, start, end, y0, levels=None) -> Any:
         """The state at `end`, or at every one of `levels`."""
+        diffrax = _diffrax()
         tolerance = 1e-6 if jnp.finfo(jax.tree.leaves(y0)[0].dtype).bits == 64 else 1e-4
         if self.num_steps is None:
             controller = diffrax.PIDController(
@@ -209,7 +220,7 @@ class Flow(eqx.Module):
             controller, dt0, max_steps = diffrax.ConstantStepSize(), (end - start) / self.num_steps, self.num_steps + 1
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(field),
-            self.solver,
+            diffrax.Tsit5() if self.solver is None else self.solver,
             start,
             end,
             dt0,
@@ -217,7 +228,7 @@ class Flow(eqx.Module):
             stepsize_controller=controller,
             max_steps=max_steps,
             saveat=diffrax.SaveAt(t1=True) if levels is None else diffrax.SaveAt(ts=levels),
-            adjoint=self.adjoint,
+            adjoint=diffrax.RecursiveCheckpointAdjoint() if self.adjoint is None else self.adjoint,
         )
         return jax.tree.map(lambda leaf: leaf[-1], solution.ys) if levels is None else solution.ys
 

@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jaxtyping import Float
-from scipy.optimize import least_squares
 
 from enkg_ppl._prior import Prior
 from enkg_ppl._types import Key, Scalar, Vector
@@ -53,6 +52,8 @@ class Steps(NamedTuple):
 @functools.cache
 def reverse_steps(num_steps: int) -> Steps:
     """Levels and weights with which directions of every size have the right variance."""
+    from scipy.optimize import least_squares  # at the first use: half a second that not every run needs
+
     if num_steps == 1:
         return Steps(np.ones(1), np.zeros(0))
     smallest = max(SMALLEST_OF_ALL, -DECADES * num_steps)

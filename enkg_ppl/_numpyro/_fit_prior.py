@@ -16,11 +16,9 @@ from jaxtyping import Array, Float
 from numpyro import handlers
 from numpyro.distributions import constraints
 
-from enkg_ppl._network import ResidualMLP
 from enkg_ppl._numpyro._diffusion_prior import DiffusionPrior
 from enkg_ppl._numpyro._response import ranks_may_differ
 from enkg_ppl._prior import NetworkPrior
-from enkg_ppl._training import train_prior
 from enkg_ppl._types import Key
 
 VALUE = "value"  # the name of the only site of a distribution
@@ -141,6 +139,10 @@ def fit_prior(
     if not as_vector:
         (site,) = found.values()
         events = events.reshape(num_draws, *(site.free_shape or (1,)))
+    # Imported here, as optax and the networks take their time and most models are not fitted.
+    from enkg_ppl._network import ResidualMLP
+    from enkg_ppl._training import train_prior
+
     network = ResidualMLP(dim, key=key_network) if network is None else network
     prior = train_prior(network, events, key=key_training, **(training or {}))
     record = {**prior.record, "sites": {n: list(s.shape) for n, s in found.items()}, "mean": mean, "sd": sd}

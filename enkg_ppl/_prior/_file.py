@@ -22,7 +22,6 @@ import jax.random as jr
 import numpy as np
 import safetensors.numpy
 
-from enkg_ppl._network import NETWORKS
 from enkg_ppl._prior._network import NetworkPrior
 from enkg_ppl._prior._preconditioning import PRECONDITIONINGS
 
@@ -102,7 +101,7 @@ def _described(prior: NetworkPrior) -> tuple[dict[str, Any], dict[str, np.ndarra
     if not isinstance(prior, NetworkPrior):
         raise PriorFileError(f"save_prior needs a NetworkPrior; got {type(prior).__name__}")
     network, preconditioning = prior.network, prior.preconditioning
-    for part, registry in ((network, NETWORKS), (preconditioning, PRECONDITIONINGS)):
+    for part, registry in ((network, _networks()), (preconditioning, PRECONDITIONINGS)):
         name = type(part).__name__
         if registry.get(name) is not type(part):
             raise PriorFileError(
@@ -241,7 +240,7 @@ def _same_names(file: Path, found: set[str], wanted: set[str]) -> None:
 
 
 def _rebuilt(content: dict[str, Any], tensors: dict[str, np.ndarray], path: Path) -> NetworkPrior:
-    network_class = _registered(NETWORKS, "network", content, path)
+    network_class = _registered(_networks(), "network", content, path)
     config = content["network"]["config"]
     # Its structure alone: no weight is drawn to be thrown away.
     skeleton = eqx.filter_eval_shape(network_class, **config, key=jr.key(0))
@@ -265,6 +264,13 @@ def _rebuilt(content: dict[str, Any], tensors: dict[str, np.ndarray], path: Path
             **{name: arrays[name] for name in FIELDS},
             **{name: content[name] for name in ("sigma_min", "sigma_max", "chunk_size", "dtype", "record")},
         )
+
+
+def _networks() -> dict[str, type]:
+    """Imported when a file is read or written, which most runs do not."""
+    from enkg_ppl._network import NETWORKS
+
+    return NETWORKS
 
 
 def _registered(registry: dict[str, type], what: str, content: dict[str, Any], path: Path) -> type:
