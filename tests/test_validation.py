@@ -51,7 +51,7 @@ def toy(name="toy/linear", **changes):
     return dataclasses.replace(target, **changes)
 
 
-FIELD = 3.0 * np.random.default_rng(7).standard_normal(2000)
+FIELD = 3.0 * np.random.default_rng(7).standard_normal(45 * 45)
 
 
 class Exact:
@@ -292,7 +292,7 @@ def test_where_only_the_simulated_unknowns_are_known(tmp_path):
     for record in records:
         figures = record.figures
         assert record.status == "done", record.message
-        # 2,000 unknowns: sums of squares scatter by sqrt(2 / 2000), of what is here 1, 2 and their ratio.
+        # 2,025 unknowns: sums of squares scatter by sqrt(2 / 2025), of what is here 1, 2 and their ratio.
         assert figures["ssr"] == pytest.approx(1.0, abs=4 * (0.5 / 2000) ** 0.5 + 1 / 200)
         assert figures["chi2"] == pytest.approx(2.0, rel=4 * (2 / 2000) ** 0.5)
         assert figures["l2"] == pytest.approx(len(FIELD) ** 0.5 / np.linalg.norm(FIELD), rel=0.07)
@@ -305,6 +305,7 @@ def test_where_only_the_simulated_unknowns_are_known(tmp_path):
     assert all(re.search(r"0\.5\d+ +(1\.0|0\.9)\d +(2\.|1\.9)", row) for row in rows)
     page = write_report(store).read_text()
     assert "what was simulated from" in page
+    assert "Fields: truth, mean, a draw" in page
     assert "&chi;&sup2; 2." in page or "&chi;&sup2; 1.9" in page
 
 

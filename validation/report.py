@@ -209,8 +209,12 @@ def _pictures(store: Store, record: Record) -> str:
     caption = f"<figcaption>{words} &emsp; {legend_html((record.method, 'truth'))}</figcaption>"
     if draws is None or truth is None or not np.isfinite(draws).all():
         return f"<figure>No picture: the draws are not finite or not there.{caption}</figure>"
-    if len(truth.draws) == 1:
-        return ""  # what the data come from, and nothing to compare draws with
+    if len(truth.draws) == 1:  # what the data come from: it is to be seen, and nothing to compare distributions with
+        size = round(draws.shape[1] ** 0.5)
+        if size**2 != draws.shape[1]:
+            return ""
+        picture = _picture(field_figure(draws, truth.draws[0], size), "Fields: truth, mean, a draw, and the spread")
+        return f'<figure><div class="row">{picture}</div><figcaption>{words}</figcaption></figure>'
     names = record.names or [f"x[{i}]" for i in range(draws.shape[1])]
     pictures = [_picture(ecdf_figure(draws, truth, names, record.method), "ECDF differences")]
     some = [i for i in range(min(MAX_PAIRS, draws.shape[1])) if min(draws[:, i].std(), truth.draws[:, i].std()) > 0]
@@ -236,6 +240,28 @@ def _picture(figure: Figure, words: str) -> str:
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------
+
+
+def field_figure(draws: Draws, truth: Float[np.ndarray, " dim"], size: int) -> Figure:
+    """What the data come from, the posterior's mean, a draw, and the standard deviation; x to the right."""
+    bound = float(np.abs(truth).max())
+    panels = {"truth": truth, "mean": draws.mean(axis=0), "a draw": draws[0], "standard deviation": draws.std(axis=0)}
+    with style():
+        figure = Figure(figsize=(10.5, 2.9), layout="constrained")
+        for axes, (title, field) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+            spread = title == "standard deviation"
+            image = axes.imshow(
+                field.reshape(size, size).T,
+                origin="lower",
+                cmap="viridis" if spread else "RdBu_r",
+                vmin=0 if spread else -bound,
+                vmax=None if spread else bound,
+            )
+            axes.set(title=title)
+            axes.set_axis_off()
+            if title in ("truth", "standard deviation"):
+                figure.colorbar(image, ax=axes, shrink=0.8)
+    return figure
 
 
 def ecdf_figure(draws: Draws, truth: Truth, names: Sequence[str], method: str) -> Figure:
