@@ -40,7 +40,7 @@ from enkg_ppl._prior import (
     save_prior,
 )
 from enkg_ppl._problem import InverseProblem
-from enkg_ppl._refine import DiffusionWaltz, LatentSlice, Refinement, TemperedSMC
+from enkg_ppl._refine import AdaptiveImportanceSampling, DiffusionWaltz, LatentSlice, Refinement, TemperedSMC
 from enkg_ppl._schedule import Karras, Schedule, VarianceExploding, VariancePreserving
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ __all__ = [
     "VE",
     "VP",
     "ADMUNet",
+    "AdaptiveImportanceSampling",
     "BlackBoxError",
     "Correction",
     "DiffusionPrior",

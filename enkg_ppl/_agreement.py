@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from enkg_ppl._refine._mixing import SIZES, best_fit
-from enkg_ppl._refine._reference import fit, labels
+from enkg_ppl._refine._mixture_fit import fit
+from enkg_ppl._refine._reference import labels
 from enkg_ppl._special import gammaincc, ndtri
 from enkg_ppl._valleys import cells
 

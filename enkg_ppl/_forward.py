@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -82,26 +82,35 @@ def _response(likelihood: Likelihood, g: EnsembleOutput) -> Response:
     return jax.vmap(likelihood.response)(g)
 
 
-# What is made of the outputs of a batch, of which the first `kept` rows are wanted: NumPy arrays.
-Finish = Callable[[Likelihood, EnsembleOutput, int], Any]
+class Simulated(NamedTuple):
+    """What an ensemble's simulations gave: outputs, and the values of sites where `InverseProblem.replay` has them."""
+
+    outputs: EnsembleOutput
+    values: Any = None
 
 
-def _log_likelihoods(likelihood: Likelihood, outputs: EnsembleOutput, kept: int) -> Float[np.ndarray, " kept"]:
-    return _rows(_log_likelihood(likelihood, outputs), kept)
+# What is made of the simulations of a batch, of which the first `kept` rows are wanted: NumPy arrays.
+Finish = Callable[[Likelihood, Simulated, int], Any]
 
 
-def _both_of_them(likelihood: Likelihood, outputs: EnsembleOutput, kept: int):
-    return _rows(_both(likelihood, outputs), kept)
+def _log_likelihoods(likelihood: Likelihood, simulated: Simulated, kept: int) -> Float[np.ndarray, " kept"]:
+    return _rows(_log_likelihood(likelihood, simulated.outputs), kept)
 
 
-def _responses(
-    likelihood: Likelihood, outputs: EnsembleOutput, kept: int
-) -> tuple[Response, Bool[np.ndarray, " kept"]]:
+def _both_of_them(likelihood: Likelihood, simulated: Simulated, kept: int):
+    return _rows(_both(likelihood, simulated.outputs), kept)
+
+
+def _all_of_it(likelihood: Likelihood, simulated: Simulated, kept: int):
+    return *_both_of_them(likelihood, simulated, kept), _rows(simulated, kept)
+
+
+def _responses(likelihood: Likelihood, simulated: Simulated, kept: int) -> tuple[Response, Bool[np.ndarray, " kept"]]:
     """Working responses, and whose simulation failed: the log likelihood tells that from a mean that does not exist."""
-    response = _rows(_response(likelihood, outputs), kept)
+    response = _rows(_response(likelihood, simulated.outputs), kept)
     failed = np.isnan(response.prediction).any(axis=1)
     if failed.any():
-        failed &= has_failed(_log_likelihoods(likelihood, outputs, kept))
+        failed &= has_failed(_log_likelihoods(likelihood, simulated, kept))
     return response, failed
 
 
@@ -232,6 +241,16 @@ class Evaluator:
         log_likelihood, response = self._evaluate(x, _both_of_them)
         return self._without_failures(log_likelihood, x), response
 
+    def all_of(self, x: Ensemble) -> tuple[Float[np.ndarray, " particles"], Response, Simulated | None]:
+        """Log likelihood, response, and all else that was simulated, from one evaluation a particle.
+
+        The last is None where the problem has no `replay`, so that nobody will want it.
+        """
+        if self.problem.replay is None:
+            return *self.log_likelihood_and_response(x), None
+        log_likelihood, response, simulated = self._evaluate(x, _all_of_it)
+        return self._without_failures(log_likelihood, x), response, simulated
+
     def _without_failures(self, log_likelihood: Float[np.ndarray, " particles"], x: Ensemble):
         """A simulator that fails (NaN) or overflows gives its parameters no chance, rather than ending the run.
 
@@ -255,7 +274,8 @@ class Evaluator:
         part = self._simulate(x[finite], finish) if finite.any() else self._unknown(x[:1], finish)
 
         def among_all(part: np.ndarray) -> np.ndarray:
-            whole = np.full((len(x), *part.shape[1:]), np.nan, part.dtype)
+            nothing = np.nan if np.issubdtype(part.dtype, np.inexact) else 0
+            whole = np.full((len(x), *part.shape[1:]), nothing, part.dtype)
             whole[finite] = part[: finite.sum()]
             return whole
 
@@ -263,8 +283,21 @@ class Evaluator:
 
     def _unknown(self, x: Ensemble, finish: Finish):
         """What `finish` makes of outputs that nobody knows, for its shapes."""
-        shapes = jax.eval_shape(jax.vmap(self.problem.forward), x)
-        return finish(self.problem.likelihood, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes), 1)
+        shapes = jax.eval_shape(jax.vmap(self._program), x)
+        nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        return finish(self.problem.likelihood, self._as_simulated(nothing), 1)
+
+    @property
+    def _program(self) -> Callable:
+        """The simulator, with the values of sites where the problem has them."""
+        problem = self.problem
+        return weakly(problem.forward) if problem.replay is None else problem.replay
+
+    def _as_simulated(self, found) -> Simulated:
+        if self.problem.replay is None:
+            return Simulated(found)
+        values, outputs = found
+        return Simulated(outputs, values)
 
     def _simulate(self, x: Ensemble, finish: Finish):
         self.ledger.book(len(x))
@@ -283,8 +316,8 @@ class Evaluator:
                 rows, kept = np.arange(start, start + size), min(size, left)
                 batch = jnp.asarray(x[np.minimum(rows, len(x) - 1)])  # filled up with the last particle
                 with only_rows(rows < len(x)) if self.on_host else nullcontext():
-                    outputs, failed = _simulate(weakly(self.problem.forward), batch)
-                    part = finish(self.problem.likelihood, outputs, kept)
+                    found, failed = _simulate(self._program, batch)
+                    part = finish(self.problem.likelihood, self._as_simulated(found), kept)
                 parts.append(_marked(part, np.asarray(failed)[:kept]))
                 start += size
         return jax.tree.map(lambda *pieces: np.concatenate(pieces), *parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -22,8 +22,9 @@ from enkg_ppl._guide import guide
 from enkg_ppl._posterior import Posterior
 from enkg_ppl._prior import Prior, over_particles
 from enkg_ppl._problem import InverseProblem
-from enkg_ppl._refine import DiffusionWaltz, LatentSlice, Refinement, TemperedSMC
+from enkg_ppl._refine import AdaptiveImportanceSampling, DiffusionWaltz, LatentSlice, Refinement, TemperedSMC
 from enkg_ppl._refine._blocks import block_size
+from enkg_ppl._refine._peaks import Found
 from enkg_ppl._schedule import Schedule
 from enkg_ppl._types import Ensemble, Key
 
@@ -54,6 +55,7 @@ def infer(
     init: Ensemble | None = None,
     evaluator: Evaluator | None = None,
     progress: Progress | None = None,
+    last_look: bool = False,
 ) -> Posterior:
     """Draw `num_particles` times from the posterior of an inverse problem.
 
@@ -63,7 +65,9 @@ def infer(
     `check`: whether a guided ensemble that nothing refines is simulated once more, to see whether it is the posterior
     (see `enkg_ppl._field_diagnostics`). `init`: latent vectors, shape (points, dim), from which modes are known to be
     within reach: `TemperedSMC` searches from them besides, other refinements begin with particles there. `evaluator`:
-    simulates and counts, for this problem; its own limit holds where `max_forward_evaluations` is None.
+    simulates and counts, for this problem; its own limit holds where `max_forward_evaluations` is None. `last_look`:
+    the caller simulates the draws once more where they do not bring what was simulated (`Posterior.simulated`), and an
+    evaluation of each is kept for that.
 
     Returns a `Posterior`; its `stats` say what was chosen and why, its `messages` what should not be trusted, and where
     the budget cut the run short.
@@ -81,13 +85,109 @@ def infer(
     if max_forward_evaluations is not None:
         ledger.limit, ledger.whole_limit = before + max_forward_evaluations, max_forward_evaluations
     as_asked = correction is not None or schedule is not None
+    kept_for_later = num_particles if last_look else 0
+    posterior, found = None, None
+    if refine == "auto" and guided and not as_asked and weighs(refinement, problem):
+        posterior, found, reason = _weighted(
+            key, problem, evaluate, num_particles, kept_for_later, init, None if progress is None else progress.refine
+        )
+    if posterior is None:
+        with ledger.reserving(kept_for_later):
+            posterior = _guided_and_refined(
+                key,
+                problem,
+                evaluate,
+                refinement,
+                reason,
+                num_particles=num_particles,
+                correction=correction,
+                schedule=schedule,
+                guided=guided,
+                check=check,
+                init=init,
+                found=found,
+                progress=progress,
+            )
+    # One account for all stages: what each of them counted for itself is part of it.
+    posterior.num_forward_evaluations = ledger.count - before
+    posterior.stats["num_failed"] = ledger.num_failed - failed_before
+    if ledger.num_skipped:
+        posterior.stats["num_not_simulated"] = ledger.num_skipped
+    if ledger.short and not any("max_forward_evaluations" in sentence for sentence in posterior.messages):
+        posterior.messages.append(CUT_SHORT)
+    return posterior
+
+
+# Latent dimensions up to which weighted draws are tried: a mixture rarely fits well enough in more.
+MOST_WEIGHTED = 32
+# Evaluations a draw that must be left for tempering to do better than weighted draws that do not suffice.
+WORTHWHILE = 8
+
+
+def weighs(refinement: Refinement | None, problem: InverseProblem) -> bool:
+    """Whether weighted draws are tried before this refinement."""
+    return isinstance(refinement, TemperedSMC) and problem.dim <= MOST_WEIGHTED
+
+
+def _weighted(
+    key: Key,
+    problem: InverseProblem,
+    evaluate: Evaluator,
+    num_particles: int,
+    kept_for_later: int,
+    init: Ensemble | None,
+    progress: Callable[[float, str], None] | None,
+) -> tuple[Posterior | None, Found | None, str]:
+    """Weighted draws where they can be trusted, or nothing better can be paid for; else what the search found, and why
+    there is more to do."""
+    ledger, quick = evaluate.ledger, AdaptiveImportanceSampling()
+    least = quick.least_evaluations(problem.dim)
+    if ledger.remaining < least:
+        raise ValueError(ledger.too_few(f"num_particles={num_particles}", least))
+    attempt = quick.attempt(
+        jr.fold_in(key, 2),
+        problem,
+        num_particles=num_particles,
+        evaluator=quick.evaluator(problem, evaluate),
+        progress=progress,
+        init=None if init is None else np.asarray(init),
+    )
+    posterior = attempt.posterior
+    if posterior is None:
+        return None, attempt.found, "no weighted draws, since no search could begin"
+    come_to = f"{posterior.stats['weights']:,} weighted draws came to an effective size of"
+    come_to = f"{come_to} {posterior.stats['weight_ess']:,.0f}"
+    if attempt.fits or ledger.remaining < WORTHWHILE * num_particles + kept_for_later:
+        posterior.stats = {"refinement": f"AdaptiveImportanceSampling: {come_to}", **posterior.stats}
+        return posterior, attempt.found, come_to
+    return None, attempt.found, f"{come_to}, or left a doubt"
+
+
+def _guided_and_refined(
+    key: Key,
+    problem: InverseProblem,
+    evaluate: Evaluator,
+    refinement: Refinement | None,
+    reason: str,
+    *,
+    num_particles: int,
+    correction: Correction | None,
+    schedule: Schedule | None,
+    guided: bool,
+    check: bool,
+    init: Ensemble | None,
+    found: Found | None,
+    progress: Progress | None,
+) -> Posterior:
+    """The guided flow, and then the refinement."""
+    ledger, as_asked = evaluate.ledger, correction is not None or schedule is not None
     least = LEAST if refinement is not None else 0 if as_asked else MIN_LEVELS + check
     if ledger.remaining < least * num_particles:
         raise ValueError(ledger.too_few(f"num_particles={num_particles}", least * num_particles))
     key_guide, key_refine = jr.split(key)
-    flow, messages = None, []
-    if guided:
-        num_guided = num_particles if refinement is None else refinement.num_guided(num_particles, problem.dim)
+    flow, guiding, messages = None, None, []
+    num_guided = num_particles if refinement is None else refinement.num_guided(num_particles, problem.dim)
+    if guided and num_guided:
         guiding = None if progress is None else progress.guide
         # The check can be done without, for the sake of what the user asked for.
         kept = LEAST if refinement is not None else int(check and not as_asked)
@@ -114,9 +214,12 @@ def infer(
         flow.stats["refinement"] = "none: asked for"
         posterior = flow
     else:
-        draws, options = None if flow is None else flow.draws, {}
-        if init is not None and isinstance(refinement, TemperedSMC):
-            options = {"init": np.asarray(init)}
+        draws = None if flow is None else flow.draws
+        options: dict[str, Any] = {}
+        if isinstance(refinement, TemperedSMC):
+            options["found"] = found
+        if init is not None and isinstance(refinement, TemperedSMC | AdaptiveImportanceSampling):
+            options["init"] = np.asarray(init)
         elif init is not None and draws is not None:
             rows = np.linspace(0, len(draws) - 1, min(len(init), len(draws))).astype(int)
             draws = jnp.asarray(draws).at[rows].set(jnp.asarray(init, draws.dtype)[: len(rows)])
@@ -132,14 +235,7 @@ def infer(
         if flow is not None:
             posterior.method = f"{flow.method} + {posterior.method}"
         posterior.stats = {"refinement": f"{type(refinement).__name__}: {reason}", **posterior.stats}
-    # One account for all stages: what each of them counted for itself is part of it.
-    posterior.num_forward_evaluations = ledger.count - before
-    posterior.stats["num_failed"] = ledger.num_failed - failed_before
-    if ledger.num_skipped:
-        posterior.stats["num_not_simulated"] = ledger.num_skipped
     posterior.messages += messages
-    if ledger.short and not any("max_forward_evaluations" in sentence for sentence in posterior.messages):
-        posterior.messages.append(CUT_SHORT)
     return posterior
 
 

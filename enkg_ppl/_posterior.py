@@ -21,7 +21,7 @@ class Posterior:
     `num_forward_evaluations`: exact count, one per particle per call. `method`: what produced the draws.
     `log_weights`: of the last resampling, for diagnostics. `slope`: the linear map from latent to output that the
     guided flow learned, where it learns one. `stats`: numbers for the diagnostics. `messages`: sentences that the
-    user should read.
+    user should read. `simulated`: all that was simulated at the draws, where it was kept.
     """
 
     draws: Ensemble
@@ -35,6 +35,7 @@ class Posterior:
     stats: dict[str, Any] = dataclasses.field(default_factory=dict)
     messages: list[str] = dataclasses.field(default_factory=list)
     slope: Float[Array, "dim m"] | None = None
+    simulated: Any = None
 
     @property
     def num_particles(self) -> int:

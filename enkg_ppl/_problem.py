@@ -27,6 +27,8 @@ class InverseProblem(eqx.Module):
     `free_values`: for a prior N(0, I): the unknowns that the simulator takes, without constraints, as a function of the
     latent vector that needs no simulation; None where those are the same. One for each coordinate of the latent
     vector, and then any others. A refinement uses it to tell what the data pin down from what the prior makes of it.
+    `replay`: the simulator with more of its run, ``(values, forward(x))``, where the caller has a use for the values at
+    the draws: what was simulated once need not be simulated again.
     """
 
     prior: Prior
@@ -35,6 +37,7 @@ class InverseProblem(eqx.Module):
     constrain: Callable[[Vector], Any] = _identity
     unconstrain: Callable[[Any], Vector] = _identity
     free_values: Callable[[Vector], Vector] | None = None
+    replay: Callable[[Vector], tuple[Any, Output]] | None = None
 
     @property
     def dim(self) -> int:

@@ -12,8 +12,9 @@ from enkg_ppl._forward import Evaluator
 from enkg_ppl._likelihood import Likelihood, Response
 from enkg_ppl._refine import _tempered_smc
 from enkg_ppl._refine._missing import evidence_disagrees, missing_modes, shares_apart, shares_disagree
+from enkg_ppl._refine._mixture_fit import Shape, fit
 from enkg_ppl._refine._peaks import SETTLED, Found, Peak, find_peaks, nearest_peak
-from enkg_ppl._refine._reference import Shape, around, fit
+from enkg_ppl._refine._reference import around
 from enkg_ppl._refine._space import Space
 from enkg_ppl._refine._target import Start
 from validation.posteriors.separated import ROOTS_Y, solutions, two_equations

@@ -22,8 +22,9 @@ from enkg_ppl import (
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._refine import _mixing as mixing
 from enkg_ppl._refine._linearised import linearised_reference
+from enkg_ppl._refine._mixture_fit import Shape, best_shape, fit
 from enkg_ppl._refine._moves import jump, slice_move
-from enkg_ppl._refine._reference import Reference, Shape, best_shape, fit, gaussian, inflated, mean_log_prob
+from enkg_ppl._refine._reference import Reference, gaussian, inflated, mean_log_prob
 from enkg_ppl._refine._space import Group, Space, log_standard_normal
 from enkg_ppl._refine._target import Start, Target
 from enkg_ppl._refine._warp import fit_warp

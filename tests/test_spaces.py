@@ -18,8 +18,8 @@ from enkg_ppl._numpyro._model import NumPyroModel
 from enkg_ppl._prior import GaussianPrior
 from enkg_ppl._refine import _tempered_smc
 from enkg_ppl._refine._conditional import fit_conditional
+from enkg_ppl._refine._mixture_fit import Shape, fit
 from enkg_ppl._refine._moves import jump, slice_move
-from enkg_ppl._refine._reference import Shape, fit
 from enkg_ppl._refine._space import Space, best_space, scales, simulated
 from enkg_ppl._refine._starts import Starts
 from enkg_ppl._refine._target import Target

@@ -177,8 +177,7 @@ class EnKG(MCMC):
             def one(i: int, meeting: Meeting | None) -> Posterior:
                 progress = Progress(functools.partial(bar.guide, i), functools.partial(bar.refine, i))
                 own = evaluator.another(ledgers[i], meeting)
-                with ledgers[i].reserving(self.num_particles):  # for the last look at the draws
-                    finished[i] = self._infer(jr.fold_in(rng_key, i), numpyro_model, problem, own, init, progress)
+                finished[i] = self._infer(jr.fold_in(rng_key, i), numpyro_model, problem, own, init, progress)
                 bar.done(i)
                 return finished[i]
 
@@ -225,6 +224,7 @@ class EnKG(MCMC):
             guided=bool(numpyro_model.guided),
             init=init,
             check=False,  # the last look at the draws does that
+            last_look=True,
             evaluator=evaluator,
             progress=progress,
         )

@@ -27,7 +27,7 @@ from enkg_ppl._numpyro._free_values import free_values
 from enkg_ppl._numpyro._observation import Observation, SiteLikelihood, observations
 from enkg_ppl._numpyro._refusals import ModelError, check_arguments, check_latent, check_observed, naming
 from enkg_ppl._numpyro._response import UnusableObservation, gaussian_response
-from enkg_ppl._numpyro._simulator import Constants, OneStep, Simulator
+from enkg_ppl._numpyro._simulator import Constants, OneStep, Replay, Simulator
 from enkg_ppl._numpyro._sites import LatentSite, hashable, is_imputed, is_latent, is_traced, of_step, prior_of, shape_of
 from enkg_ppl._numpyro._support import check_support
 from enkg_ppl._numpyro._transport import from_standard, standard_shape
@@ -123,7 +123,8 @@ class NumPyroModel:
         constrain = lambda z: self.simulator.replay(z)[0]  # noqa: E731
         likelihood = SiteLikelihood(tuple(self.guided))
         free = None if self._diffusion else free_values(self.simulator)
-        return InverseProblem(prior, self.simulator, likelihood, constrain, self.unconstrain, free)
+        replay = Replay(self.simulator)
+        return InverseProblem(prior, self.simulator, likelihood, constrain, self.unconstrain, free, replay)
 
     def _prior(self) -> Prior:
         """N(0, I), or diffusion priors beside it: ordinary sites that follow each other share a block."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ from enkg_ppl._diagnostics import Diagnostics, diagnose
 from enkg_ppl._field_diagnostics import NUM_PRIOR_DRAWS, check_ensemble
 from enkg_ppl._forward import ensemble_forward, has_failed
 from enkg_ppl._ledger import Ledger
+from enkg_ppl._likelihood import Likelihood
 from enkg_ppl._numpyro._model import NumPyroModel
 from enkg_ppl._numpyro._observation import Observation
 from enkg_ppl._numpyro._resolution import check_resolution
@@ -21,6 +23,7 @@ from enkg_ppl._posterior import Posterior
 from enkg_ppl._prior import GaussianPrior, Prior
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._programs import compiled
+from enkg_ppl._refine._blocks import in_blocks
 from enkg_ppl._refine._coordinates import decode_all, encode_all
 
 
@@ -54,6 +57,18 @@ def _look(simulator: Simulator, likelihood, guided: bool, z: jax.Array, chunk_si
     return ensemble_forward(final, z, chunk_size)
 
 
+@eqx.filter_jit
+def _look_at(likelihood: Likelihood, guided: bool, observations):
+    """The same of what was simulated already: pointwise and whole log likelihood, and responses."""
+
+    def final(observations):
+        response = likelihood.response(observations) if guided else None
+        pointwise = {name: observation.log_prob() for name, observation in observations.items()}
+        return pointwise, likelihood.log_prob(observations), response
+
+    return jax.vmap(final)(observations)
+
+
 def collect(
     model: NumPyroModel,
     problem: InverseProblem,
@@ -63,16 +78,23 @@ def collect(
     chunk_size,
     extra_fields,
 ) -> Result:
-    """Run the model once more at every draw, for deterministic sites, pointwise likelihood and misfit."""
+    """Deterministic sites, pointwise likelihood and misfit at every draw, for which the model is run once more where
+    what it said is not known from before.
+    """
     likelihood, prior, guided = problem.likelihood, problem.prior, bool(model.guided)
     parts = []
     for posterior, ledger in zip(posteriors, ledgers, strict=True):
-        ledger.book(posterior.num_particles)
-        draws, finite = _without_wrecks(np.asarray(posterior.draws))
-        with raise_host_failure():
-            found = jax.block_until_ready(_look(model.simulator, likelihood, guided, jnp.asarray(draws), chunk_size))
-        parts.append(found if finite.all() else jax.tree.map(lambda a, finite=finite: _only(finite, a), found))
-        ledger.num_failed += int((has_failed(np.asarray(parts[-1][3])) & finite).sum())
+        if posterior.simulated is not None:
+            outputs, values = posterior.simulated
+            parts.append((values, outputs, *in_blocks(_look_at, block, (likelihood, guided), outputs)))
+        else:
+            ledger.book(posterior.num_particles)
+            draws, finite = _without_wrecks(np.asarray(posterior.draws))
+            with raise_host_failure():
+                found = _look(model.simulator, likelihood, guided, jnp.asarray(draws), chunk_size)
+                found = jax.block_until_ready(found)
+            parts.append(found if finite.all() else jax.tree.map(lambda a, finite=finite: _only(finite, a), found))
+            ledger.num_failed += int((has_failed(np.asarray(parts[-1][3])) & finite).sum())
         posterior.num_forward_evaluations = ledger.count
         posterior.stats["num_failed"] = ledger.num_failed
     samples, observations, pointwise, log_likelihood, response = jax.tree.map(lambda *a: jnp.stack(a), *parts)

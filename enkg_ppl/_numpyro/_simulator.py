@@ -143,3 +143,12 @@ class Simulator(eqx.Module):
                 "the model needs funsor, as handlers.collapse does, which EnKG cannot follow: write what is collapsed "
                 "as one distribution, such as dist.BetaBinomial for a Beta site under a Binomial one"
             ) from error
+
+
+class Replay(eqx.Module):
+    """`Simulator.replay` as a callable of its own."""
+
+    simulator: Simulator
+
+    def __call__(self, z: Vector) -> tuple[dict[str, Array], dict[str, Observation]]:
+        return self.simulator.replay(z)

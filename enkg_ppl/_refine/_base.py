@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax.random as jr
@@ -15,7 +16,7 @@ from enkg_ppl._posterior import Posterior
 from enkg_ppl._prior import GaussianPrior, Prior
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._programs import weakly
-from enkg_ppl._types import Ensemble, Key, Output, Vector
+from enkg_ppl._types import Ensemble, Key, Vector
 
 Progress = Callable[[float, str], None]  # (fraction done, a few words)
 
@@ -53,7 +54,7 @@ class _Decoded(eqx.Module):
     """The forward map as a function of z; the prior is its data, not part of the program."""
 
     prior: Prior
-    forward: Callable[[Vector], Output]
+    forward: Callable[[Vector], Any]
 
     def __call__(self, z: Vector):
         return self.forward(decode(self.prior, z))
@@ -79,4 +80,5 @@ def standardised(problem: InverseProblem) -> InverseProblem:
         return problem
     location = problem.prior.location
     prior = GaussianPrior(location * 0, location * 0 + 1)
-    return InverseProblem(prior, _Decoded(problem.prior, weakly(problem.forward)), problem.likelihood)
+    replay = None if problem.replay is None else _Decoded(problem.prior, problem.replay)
+    return InverseProblem(prior, _Decoded(problem.prior, weakly(problem.forward)), problem.likelihood, replay=replay)

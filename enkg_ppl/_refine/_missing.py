@@ -20,8 +20,12 @@ SHARES_DIFFER, SHARES_DISAGREE = 2.5, 4.0
 REMEDY = "raise num_particles, or pass known starting points as init="
 
 
-def missing_modes(found: Found | None, z: Ensemble) -> list[str]:
-    """Sentences on peaks that were found by luck, or lost again; `z`: draws of the posterior."""
+def missing_modes(found: Found | None, z: Ensemble, weighted: bool = False) -> list[str]:
+    """Sentences on peaks that were found by luck, or lost again; `z`: draws of the posterior.
+
+    `weighted`: whether weighted draws were made around all of them; then those tell better than Laplace's approximation
+    what a peak holds, and none can be lost.
+    """
     if found is None or not found.peaks:
         return []
     share = np.bincount(nearest_peak(found.peaks, z), minlength=len(found.peaks)) / len(z)
@@ -42,7 +46,7 @@ def missing_modes(found: Found | None, z: Ensemble) -> list[str]:
             f"a mode may be missing: {elsewhere} of {found.num_searches} searches from prior draws ended at "
             f"fits too poor to matter, so there are many and a good one may have been overlooked; {REMEDY}"
         )
-    lost = (laplace > LEAST_LAPLACE) & (share < ABSENT)
+    lost = (laplace > LEAST_LAPLACE) & (share < ABSENT) & (not weighted)
     if lost.any():
         sentences.append(
             f"a mode may be missing: about {laplace[lost].sum():.0%} of the posterior should be around peaks that a "

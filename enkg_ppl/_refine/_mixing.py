@@ -7,8 +7,9 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Int
 
+from enkg_ppl._refine._mixture_fit import Shape, best_shape, fit
 from enkg_ppl._refine._moves import jump, slice_move
-from enkg_ppl._refine._reference import Reference, Shape, best_shape, fit, labels, mean_log_prob
+from enkg_ppl._refine._reference import Reference, labels, mean_log_prob
 from enkg_ppl._refine._space import Group, Space
 from enkg_ppl._refine._target import Target
 from enkg_ppl._types import AnyArray, Ensemble

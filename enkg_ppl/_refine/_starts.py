@@ -11,8 +11,9 @@ from enkg_ppl._problem import InverseProblem
 from enkg_ppl._refine._conditional import fit_conditional
 from enkg_ppl._refine._coordinates import encode_all
 from enkg_ppl._refine._mixing import DFS, best_fit
+from enkg_ppl._refine._mixture_fit import fit
 from enkg_ppl._refine._peaks import RELEVANT, Found, Peak, find_peaks
-from enkg_ppl._refine._reference import Reference, around, fit, inflated, mean_log_prob
+from enkg_ppl._refine._reference import Reference, around, inflated, mean_log_prob
 from enkg_ppl._refine._space import Simulated, Space, best_space, log_standard_normal, scales, simulated
 from enkg_ppl._refine._steps import largest_step
 from enkg_ppl._refine._target import Start, log_density, log_weights

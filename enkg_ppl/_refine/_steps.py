@@ -34,8 +34,12 @@ def largest_step(weights: Float[np.ndarray, " particles"], room: float, target_e
     return max(low, float(np.finfo(weights.dtype).tiny)), share * _ess(low * values)
 
 
-def systematic(offset: float, log_weights: Float[np.ndarray, " particles"]):
-    """Indices of a systematic resample: n equally spaced points, one random offset in [0, 1)."""
+def systematic(offset: float, log_weights: Float[np.ndarray, " particles"], num: int | None = None):
+    """Indices of a systematic resample: equally spaced points, one random offset in [0, 1).
+
+    `num`: how many (default: as many as there are weights).
+    """
     n = len(log_weights)
+    num = n if num is None else num
     w = np.exp(log_weights - log_weights.max())
-    return np.minimum(np.searchsorted(np.cumsum(w) / w.sum(), (np.arange(n) + offset) / n), n - 1)
+    return np.minimum(np.searchsorted(np.cumsum(w) / w.sum(), (np.arange(num) + offset) / num), n - 1)

@@ -15,8 +15,9 @@ from enkg_ppl._refine._coordinates import decode_all, encode_all
 from enkg_ppl._refine._linearised import simulated_reference
 from enkg_ppl._refine._missing import SHARES_DIFFER, evidence_disagrees, missing_modes, shares_apart, shares_disagree
 from enkg_ppl._refine._mixing import Cycles, best_fit, mix, most_components
+from enkg_ppl._refine._mixture_fit import fit
 from enkg_ppl._refine._peaks import Found
-from enkg_ppl._refine._reference import Reference, fit
+from enkg_ppl._refine._reference import Reference
 from enkg_ppl._refine._space import Group, Space
 from enkg_ppl._refine._starts import Starts
 from enkg_ppl._refine._steps import largest_step, log_mean_exp, systematic
@@ -103,8 +104,10 @@ class TemperedSMC(Refinement):
         evaluator: Evaluator | None = None,
         progress: Progress | None = None,
         init: Ensemble | None = None,
+        found: Found | None = None,
     ) -> Posterior:
-        """See `Refinement.run`; `init`: latent vectors, shape (points, dim), to search for peaks from as well."""
+        """See `Refinement.run`; `init`: latent vectors, shape (points, dim), to search for peaks from as well; `found`:
+        what a search found that was made already."""
         check_halves(self, num_particles)
         evaluate = evaluator or Evaluator(standardised(problem), block_size(num_particles))
         count, num_failed = evaluate.count, evaluate.num_failed
@@ -121,7 +124,10 @@ class TemperedSMC(Refinement):
             # Half of what the ensembles leave: what is found makes them cheaper, what is not may not take their place.
             spare = 0.5 * (evaluate.remaining - reserve - RESERVE_SCOUTS * scouts)
             known = None if init is None else encode_all(problem.prior, init, evaluate.batch_size)
-            starts.search(num_particles, spare, known)
+            if found is None:
+                starts.search(num_particles, spare, known)
+            else:
+                starts.found, starts.is_told = found, init is not None
             with evaluate.ledger.reserving(num_particles):  # for the first look at the whole ensemble
                 space, start = starts.from_guided(encode_all(problem.prior, guided, evaluate.batch_size))
         if scouts < num_particles and evaluate.affords(reserve + RESERVE_SCOUTS * scouts):

@@ -67,12 +67,20 @@ class Warp(eqx.Module):
 
     def straighten_all(self, z: Ensemble) -> tuple[np.ndarray, np.ndarray]:
         """Both, of an ensemble, by NumPy: compiles nothing."""
-        w = self
-        given = np.asarray(z) @ np.asarray(w.given).T
-        features = _features(np, (np.clip(given, *np.asarray(w.range)) - w.centre) / w.width)
-        location = np.clip(features @ w.locations, *np.asarray(w.location_range))
-        log_scale = np.clip(features @ w.log_scales, *np.asarray(w.log_scale_range))
+        location, log_scale = self._of_all(z)
         return np.asarray((z - location) * np.exp(-log_scale)), -log_scale.sum(axis=1)
+
+    def bend_all(self, v: Ensemble) -> Ensemble:
+        """The inverse, of an ensemble, by NumPy."""
+        location, log_scale = self._of_all(v)
+        return np.asarray(v * np.exp(log_scale) + location)
+
+    def _of_all(self, z: Ensemble) -> tuple[np.ndarray, np.ndarray]:
+        """Location and log scale of every coordinate of every particle, by NumPy."""
+        given = np.asarray(z) @ np.asarray(self.given).T
+        features = _features(np, (np.clip(given, *np.asarray(self.range)) - self.centre) / self.width)
+        location = np.clip(features @ self.locations, *np.asarray(self.location_range))
+        return location, np.clip(features @ self.log_scales, *np.asarray(self.log_scale_range))
 
 
 def _features(xp, x):

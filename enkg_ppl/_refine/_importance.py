@@ -1,0 +1,359 @@
+"""Independent draws from a proposal that learns from every simulation made so far, weighted to be exact."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from enkg_ppl._forward import Evaluator
+from enkg_ppl._likelihood import Response
+from enkg_ppl._posterior import Posterior
+from enkg_ppl._refine._base import Progress, Refinement, host_rng, standardised
+from enkg_ppl._refine._blocks import block_size
+from enkg_ppl._refine._coordinates import decode_all, encode_all
+from enkg_ppl._refine._missing import missing_modes
+from enkg_ppl._refine._mixing import DFS
+from enkg_ppl._refine._mixture_fit import Shape, best_shape, equal_draws, fit
+from enkg_ppl._refine._peaks import Found, find_peaks, nearest_peak
+from enkg_ppl._refine._pool import Halves, Pool, Proposal
+from enkg_ppl._refine._reference import Reference, around
+from enkg_ppl._refine._space import log_standard_normal
+from enkg_ppl._refine._steps import log_mean_exp
+from enkg_ppl._types import Ensemble, Key
+from enkg_ppl._weights import effective_size, pareto_khat
+
+# Draws of the prior that searches begin from: per basin of a few dimensions, and at most.
+PRIOR_DRAWS, MOST_PRIOR_DRAWS = 128, 512
+LEAST_ROUND, ROUND_PER_DIM = 64, 8  # draws of the first round; others at least as many
+POOR = 0.25  # efficiency of a proposal that is not drawn from at length
+LEAST_GROWTH = 0.25  # of all evaluations so far, that a round adds at least; it adds as many at most
+LEAST_EFFECTIVE = 100  # draws, however few are asked for: fewer do not tell whether the proposal fits
+SOUND_KHAT, LARGEST_KHAT = 0.5, 0.7  # weights whose variance is finite; whose averages can be trusted
+# Flattened weights that a mixture is fitted to are worth this many draws a dimension.
+FITTED_PER_DIM = 16
+SIZES = (1, 2, 4, 8, 16, 32)
+MOST_TO_COMPARE = 2048  # draws by which shapes are chosen
+INFLATED, LEAST_WEIGHT = 1.5, 0.1  # covariances around peaks; their least relative weight
+PEAK_SHARE = 0.1  # of every proposal, around the peaks where there are several: a fit may forget one
+RELEVANT = 12.0  # nats of log evidence below the highest peak, beyond which a peak gets no component
+# A proposal that does not get on: rounds in which it should flatten the weights less, and by how much.
+PATIENCE, PROGRESS = 2, 1.2
+HOPEFUL = 2.0  # times its efficiency so far, that it may still come to
+
+
+class Attempt(NamedTuple):
+    """`posterior`: as far as it got, None where there was nothing to begin from. `fits`: whether it can be trusted."""
+
+    posterior: Posterior | None
+    fits: bool
+    found: Found | None
+
+
+@dataclasses.dataclass
+class _Round:
+    """What the weights say after a round."""
+
+    ess: float  # effective size of all weights
+    target: float  # what it should come to
+    khat: float
+    efficiency: float  # of the draws of this round
+    flattening: float  # power of the weights that mixtures are fitted under, 1 where they can be used as they are
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether the draws can be trusted; the heavier the tail of the weights, the more of them there must be."""
+        surplus = max(self.khat - SOUND_KHAT, 0.0) / (LARGEST_KHAT - SOUND_KHAT)
+        return self.khat < LARGEST_KHAT and self.ess >= (1 + surplus) * self.target
+
+
+class AdaptiveImportanceSampling(Refinement):
+    """Exact posterior draws and the evidence, from weighted draws of a mixture that adapts to all evaluations so far.
+
+    Searches from prior draws find the peaks; a Student-t mixture around them is the first proposal. Each round draws
+    from the proposal, weighs all evaluations ever made by the mean density of all proposals, and fits the next mixture
+    to what has weight. It ends when the weights are worth enough draws and have no heavy tail. The draws are resampled
+    from the weighted set, so some repeat; the evidence uses all of it.
+
+    Nothing is moved, so a draw costs one or two simulations where the mixture fits. Where it does not, in many
+    dimensions or on thin curved ridges, the weights say so, and `refine="auto"` goes on with `TemperedSMC`.
+
+    `effective_share`: effective size at which it ends, as a share of the particles. `num_components`: of the mixture,
+    at most. `prior_share`: of each proposal, which bounds the weights. `max_evaluations`: for each particle, after
+    which it gives up.
+
+    Sources: Cornuet, Marin, Mira & Robert (2012), Scand. J. Stat. 39, 798; k-hat of the weights: Vehtari, Simpson,
+    Gelman, Yao & Gabry (2024), J. Mach. Learn. Res. 25; weights that are flattened for the fit: Koblents & Miguez
+    (2015), Stat. Comput. 25, 407.
+    """
+
+    effective_share: float = eqx.field(static=True, default=0.5)
+    num_components: int = eqx.field(static=True, default=32)
+    prior_share: float = eqx.field(static=True, default=0.05)
+    max_evaluations: float = eqx.field(static=True, default=16.0)
+
+    def __check_init__(self):
+        for name in ("effective_share", "prior_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"AdaptiveImportanceSampling needs 0 < {name} < 1; got {name}={getattr(self, name)}")
+        if self.num_components < 1:
+            raise ValueError(f"AdaptiveImportanceSampling needs num_components >= 1; got {self.num_components}")
+        if not self.max_evaluations > 0:
+            raise ValueError(f"AdaptiveImportanceSampling needs max_evaluations > 0; got {self.max_evaluations}")
+
+    def num_guided(self, num_particles: int, dim: int) -> int:
+        return 0
+
+    def least_evaluations(self, dim: int) -> int:
+        """With fewer there is nothing to weigh."""
+        return max(LEAST_ROUND, ROUND_PER_DIM * (dim + 1))
+
+    def run(
+        self,
+        key: Key,
+        problem,
+        *,
+        num_particles: int,
+        guided: Ensemble | None = None,
+        evaluator: Evaluator | None = None,
+        progress: Progress | None = None,
+        init: Ensemble | None = None,
+    ) -> Posterior:
+        """See `Refinement.run`; `init`: latent vectors, shape (points, dim), to search for peaks from as well."""
+        attempt = self.attempt(
+            key, problem, num_particles=num_particles, evaluator=evaluator, progress=progress, init=init
+        )
+        if attempt.posterior is None:
+            raise ValueError(
+                "importance sampling found no point of finite likelihood to begin from: check the simulator and the "
+                "data, or leave refine at 'auto'"
+            )
+        return attempt.posterior
+
+    def attempt(
+        self,
+        key: Key,
+        problem,
+        *,
+        num_particles: int,
+        evaluator: Evaluator | None = None,
+        progress: Progress | None = None,
+        init: Ensemble | None = None,
+    ) -> Attempt:
+        """As `run`, and whether the result can be trusted."""
+        evaluate = evaluator or Evaluator(standardised(problem), block_size(num_particles))
+        count, num_failed, dim = evaluate.count, evaluate.num_failed, problem.dim
+        rng, pool, rounds = host_rng(key), Halves(dim), []
+        sampling = _Sampling(self, rng, evaluate, pool, np.dtype(problem.prior.location.dtype), num_particles)
+
+        def say(fraction: float, words: str) -> None:
+            if progress is not None:
+                progress(fraction, words)
+
+        say(0.0, "searching for modes")
+        known = None if init is None else encode_all(problem.prior, init, evaluate.batch_size)
+        found = sampling.search(known)
+        if found is None or not found.peaks:
+            return Attempt(None, False, found)
+        sampling.found = found
+        start, target = _around(found, dim, sampling.dtype), sampling.target
+        references, peaks = (start, start), start if found.several else None
+        size = max(LEAST_ROUND, ROUND_PER_DIM * (dim + 1))
+        while size:
+            proposals = [Proposal(reference, self.prior_share, peaks, PEAK_SHARE) for reference in references]
+            drawn = sampling.draw(proposals, size)
+            rounds.append(sampling.look(size))
+            now = rounds[-1]
+            evaluate.reach(f"{now.ess:,.0f} of {target:,.0f} effective draws", drawn)
+            say(min(now.ess / target, 1.0), f"{now.ess:,.0f} of {target:,.0f} effective draws")
+            size = sampling.next_size(rounds)
+            if size:
+                references = sampling.refit(now)
+        last, log_weights = rounds[-1], pool.log_weights()
+        chosen = pool.resample(rng, num_particles)
+        points, again = np.unique(chosen, return_inverse=True)
+        z = pool.z[points].astype(sampling.dtype)
+        messages = missing_modes(found, z[again], weighted=True)
+        fits = last.is_enough and found.settled and not found.rugged and not messages
+        if not last.is_enough and evaluate.ledger.short:
+            messages.append(
+                f"the budget of forward evaluations ended where the draws are worth {last.ess:,.0f} independent ones "
+                f"and {target:,.0f} were due; raise max_forward_evaluations, or lower num_particles"
+            )
+        log_likelihood = pool.log_target[points] - log_standard_normal(np.asarray(z, float))
+        posterior = Posterior(
+            draws=decode_all(problem.prior, z, evaluate.batch_size)[again],
+            log_likelihood=log_likelihood[again].astype(sampling.dtype),
+            log_evidence=log_mean_exp(pool.calibrated_log_weights()),
+            log_evidence_error=float(np.sqrt(max(1 / last.ess - 1 / len(pool), 0.0))),
+            num_forward_evaluations=evaluate.count - count,
+            method="AdaptiveImportanceSampling",
+            stats={
+                "num_rounds": len(rounds),
+                "weight_ess": last.ess,
+                "weights": len(pool),
+                "num_searches": found.num_searches,
+                "num_peaks": len(found.peaks),
+                "num_failed": evaluate.num_failed - num_failed,
+            },
+            messages=messages,
+            log_weights=log_weights,
+            simulated=pool.simulated_at(chosen),
+        )
+        return Attempt(posterior, fits, found)
+
+
+@dataclasses.dataclass
+class _Sampling:
+    """What the rounds share."""
+
+    settings: AdaptiveImportanceSampling
+    rng: np.random.Generator
+    evaluate: Evaluator
+    pool: Halves
+    dtype: np.dtype
+    num_particles: int
+    found: Found | None = None
+    shape: Shape | None = None
+    chosen_at: int = 0  # evaluations when the shape was chosen
+
+    @property
+    def target(self) -> float:
+        """Effective size that is wanted."""
+        return max(self.settings.effective_share * self.num_particles, LEAST_EFFECTIVE)
+
+    def search(self, init: Ensemble | None) -> Found | None:
+        """Draw from the prior, and look for peaks from there."""
+        dim = self.dim
+        size = min(PRIOR_DRAWS * 2 ** min(dim, 10), MOST_PRIOR_DRAWS, max(self.num_particles, LEAST_ROUND))
+        size = int(min(size, self.evaluate.remaining / 4)) // 2 * 2
+        if size < 4:
+            return None
+        z, response = self._evaluated([Proposal()] * 2, size)
+        own = self.rng.spawn(1)[0]
+        spare = 0.5 * self.evaluate.remaining
+        return find_peaks(own, self.evaluate, z, response, self.num_particles, spare, init)
+
+    @property
+    def dim(self) -> int:
+        return self.pool.pools[0].z.shape[1]
+
+    def draw(self, proposals: Sequence[Proposal], size: int) -> Ensemble:
+        """Half of the draws from each proposal, for its own pool."""
+        return self._evaluated(proposals, size)[0]
+
+    def _evaluated(self, proposals: Sequence[Proposal], size: int) -> tuple[Ensemble, Response]:
+        parts = [proposal.sample(self.rng, size // 2, self.dim).astype(self.dtype) for proposal in proposals]
+        z = np.concatenate(parts)
+        log_likelihood, response, simulated = self.evaluate.all_of(z)
+        start = 0
+        for pool, proposal, part in zip(self.pool.pools, proposals, parts, strict=True):
+            rows = slice(start, start + len(part))
+            start += len(part)
+            own = jax.tree.map(lambda a, rows=rows: a[rows], simulated)
+            pool.add(proposal, np.asarray(part, float), log_likelihood[rows], own)
+        return z, response
+
+    def look(self, size: int) -> _Round:
+        """What the weights say after a round of this size."""
+        log_weights = self.pool.log_weights()
+        khat = pareto_khat(log_weights)
+        latest = np.concatenate([pool.log_weights()[-(size // 2) :] for pool in self.pool.pools])
+        wanted = FITTED_PER_DIM * (self.dim + 1)
+        return _Round(
+            ess=effective_size(log_weights),
+            target=self.target,
+            khat=-np.inf if np.isnan(khat) else khat,  # equal weights have no tail
+            efficiency=effective_size(latest) / size,
+            flattening=flattening(log_weights, wanted),
+        )
+
+    def next_size(self, rounds: list[_Round]) -> int:
+        """Draws of the next round; 0 where there is none, as all is well, or nothing gets better, or is left to pay."""
+        now, total = rounds[-1], len(self.pool)
+        if now.is_enough:
+            return 0
+        most = self.settings.max_evaluations * max(self.num_particles, LEAST_EFFECTIVE)
+        still = HOPEFUL * now.efficiency
+        flattened = [one.flattening < 1 for one in rounds]
+        # A few rounds say nothing, and cost little.
+        if total > 2 * self.num_particles and len(rounds) > PATIENCE:
+            stuck = flattened[-1] and now.flattening < PROGRESS * rounds[-1 - PATIENCE].flattening
+            slow = not any(flattened[-PATIENCE:]) and total + (self.target - now.ess) / max(still, 1e-9) > most
+            if stuck or slow:
+                return 0
+        if total > most:
+            return 0
+        least = max(LEAST_ROUND, ROUND_PER_DIM * (self.dim + 1))
+        if now.flattening < 1 or now.efficiency < POOR:  # another fit helps more than more draws from this one
+            return self._affordable(int(max(2 * least, LEAST_GROWTH * total)))
+        least = max(least, LEAST_GROWTH * total)
+        needed = 1.05 * (self.target - now.ess) / max(now.efficiency, now.ess / total, 0.02)
+        size = int(np.clip(needed, least, max(total, least)))
+        return self._affordable(size)
+
+    def _affordable(self, size: int) -> int:
+        if not self.evaluate.affords(size):
+            size = int(self.evaluate.remaining)
+        return size // 2 * 2 if size >= LEAST_ROUND // 4 else 0
+
+    def refit(self, now: _Round) -> tuple[Reference, Reference]:
+        """For each pool the mixture that fits what has weight in the other one.
+
+        Its shape is chosen anew when there are twice as many evaluations.
+        """
+        if self.shape is None or len(self.pool) > 1.9 * self.chosen_at:
+            self.chosen_at, self.shape = len(self.pool), None
+        one, other = (self._fitted(pool, now) for pool in self.pool.pools)
+        return other, one
+
+    def _fitted(self, pool: Pool, now: _Round) -> Reference:
+        d = self.dim
+        flat = now.flattening * pool.log_weights()
+        weights = np.exp(flat - flat.max())
+        used = weights > 1e-8
+        z, weights, size = pool.z[used], weights[used], effective_size(flat)
+        weights *= size / weights.sum()
+        if self.shape is None:
+            sizes = [k for k in SIZES if k <= max(1, min(self.settings.num_components, size // (2 * (d + 1))))]
+            shapes = [Shape(k, df) for k in sizes for df in DFS]
+            few, worth = z, weights
+            if len(z) > MOST_TO_COMPARE:
+                few = equal_draws(self.rng, z, weights * MOST_TO_COMPARE / size)
+                worth = np.full(len(few), size / len(few))
+            self.shape = best_shape(self.rng, few, shapes, sizes[-1], self._labels(few), worth)[0]
+        return fit(self.rng, z, self.shape, self.shape.size, self._labels(z), weights)
+
+    def _labels(self, z: Ensemble) -> Int[np.ndarray, " particles"] | None:
+        """The peak that each point belongs to; None where there is only one."""
+        assert self.found is not None
+        return nearest_peak(self.found.several, z) if self.found.several else None
+
+
+def flattening(log_weights: Float[np.ndarray, " points"], least: float) -> float:
+    """The largest power of the weights, at most 1, under which they are worth this many draws, or half of them."""
+    values = log_weights[np.isfinite(log_weights)]
+    least = min(least, 0.5 * len(values))
+    low, high = 0.0, 1.0
+    if effective_size(values) >= least:
+        return 1.0
+    for _ in range(30):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if effective_size(middle * values) >= least else (low, middle)
+    return low
+
+
+def _around(found: Found, dim: int, dtype) -> Reference:
+    """A component for each peak that matters, somewhat wider than Laplace's approximation."""
+    best = found.peaks[0].log_evidence
+    peaks = [peak for peak in found.peaks if peak.log_evidence > best - RELEVANT]
+    evidence = np.array([peak.log_evidence for peak in peaks])
+    # Between what Laplace says of their masses and equal ones: the approximation may be far off.
+    weights = np.exp(np.maximum(evidence - best, np.log(LEAST_WEIGHT)))
+    covariances = INFLATED * np.stack([peak.chol @ peak.chol.T for peak in peaks])
+    return around(np.stack([peak.z for peak in peaks]), covariances, weights, DFS[0], dtype)

@@ -1,0 +1,200 @@
+"""All evaluations of a run as one weighted sample, whichever proposals they came from."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from enkg_ppl._refine._reference import Reference
+from enkg_ppl._refine._space import log_standard_normal
+from enkg_ppl._refine._steps import systematic
+from enkg_ppl._refine._stratified import draws_of, normals
+from enkg_ppl._types import AnyArray, Ensemble
+
+# Calibration of weights: points for each variate at least, ridge as a share of variances, and the least factor.
+LEAST_PER_VARIATE, RIDGE, LEAST_FACTOR = 10, 1e-6, 0.1
+MOST_BYTES = 2**30  # of what was simulated, kept for the draws
+
+
+class Proposal(NamedTuple):
+    """A mixture with a share of the prior N(0, I), so that weights are bounded; the prior alone without a mixture.
+
+    `peaks`: another mixture, with the share `peak_share`.
+    """
+
+    reference: Reference | None = None
+    prior_share: float = 1.0
+    peaks: Reference | None = None
+    peak_share: float = 0.0
+
+    def _parts(self) -> list[tuple[float, Reference | None]]:
+        """Shares, and what has them; None for the prior."""
+        if self.reference is None:
+            return [(1.0, None)]
+        others = [] if self.peaks is None else [(self.peak_share, self.peaks)]
+        rest = 1 - self.prior_share - sum(share for share, _ in others)
+        return [(rest, self.reference), *others, (self.prior_share, None)]
+
+    def log_prob(self, z: Ensemble) -> Float[np.ndarray, " particles"]:
+        parts = [
+            np.log(share) + (log_standard_normal(np.asarray(z, float)) if part is None else part.log_prob_all(z))
+            for share, part in self._parts()
+        ]
+        return np.logaddexp.reduce(parts, axis=0)
+
+    def sample(self, rng: np.random.Generator, n: int, dim: int) -> Ensemble:
+        parts = self._parts()
+        counts = [round(share * n) for share, _ in parts[1:]]
+        counts = [n - sum(counts), *counts]
+        return np.concatenate([
+            normals(rng, count, dim) if part is None else draws_of(rng, part, count)
+            for count, (_, part) in zip(counts, parts, strict=True)
+        ])  # fmt: skip
+
+
+class Pool:
+    """Evaluations with deterministic-mixture weights: the target over the mean density of all proposals.
+
+    So a point that a poor proposal drew weighs what it should under the good one that came later, and nothing that
+    was paid for is thrown away.
+
+    `z`: all points. `log_target`: prior times likelihood there. `simulated`: what the simulator returned, where
+    it is kept; None where that would take too much memory.
+
+    Source: Cornuet, Marin, Mira & Robert (2012), Scand. J. Stat. 39, 798; the weights: Owen & Zhou (2000), J. Am.
+    Stat. Assoc. 95, 135.
+    """
+
+    def __init__(self, dim: int):
+        self.z = np.empty((0, dim))
+        self.log_target = np.empty(0)
+        self.simulated: Any = None
+        self._proposals: list[Proposal] = []
+        self._counts: list[int] = []
+        self._log_q = np.empty((0, 0))  # of every point under every proposal
+        self._keeps = True
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def add(
+        self, proposal: Proposal, z: Ensemble, log_likelihood: Float[AnyArray, " particles"], simulated: Any = None
+    ) -> None:
+        """Points that the proposal drew, and what the simulator said."""
+        old = proposal.log_prob(self.z)[:, None] if len(self) else np.empty((0, 1))
+        self._proposals.append(proposal)
+        self._counts.append(len(z))
+        new = np.stack([one.log_prob(z) for one in self._proposals], axis=1)
+        self._log_q = np.concatenate([np.concatenate([self._log_q, old], axis=1), new])
+        self.z = np.concatenate([self.z, z])
+        log_prior = log_standard_normal(np.asarray(z, float))
+        self.log_target = np.concatenate([self.log_target, log_prior + np.asarray(log_likelihood, float)])
+        self._keep(simulated)
+
+    def _keep(self, simulated: Any) -> None:
+        if simulated is None or not self._keeps:
+            return
+        if self.simulated is None:
+            self.simulated = simulated
+        else:  # what a failed simulation left may have another dtype
+            self.simulated = jax.tree.map(
+                lambda a, b: np.concatenate([a, b.astype(a.dtype)]), self.simulated, simulated
+            )
+        if sum(a.nbytes for a in jax.tree.leaves(self.simulated)) > MOST_BYTES:
+            self.simulated, self._keeps = None, False
+
+    def _log_mean_density(self) -> Float[np.ndarray, " points"]:
+        """Of all proposals together, at every point."""
+        shares = np.log(np.asarray(self._counts) / len(self))
+        return np.logaddexp.reduce(self._log_q + shares, axis=1)
+
+    def log_weights(self) -> Float[np.ndarray, " points"]:
+        """Their mean estimates the evidence."""
+        return self.log_target - self._log_mean_density()
+
+    def calibrated_log_weights(self) -> Float[np.ndarray, " points"]:
+        """The same with less chance in them: the last proposal's mass and moments, which are known, come out right.
+
+        As control variates of every average that is taken under the weights: where the proposal is close to the target,
+        the target's own moments then have hardly any error left. Source: Owen & Zhou (2000), section 4.
+        """
+        reference, density = self._proposals[-1].reference, self._log_mean_density()
+        log_weights = self.log_target - density
+        if reference is None:
+            return log_weights
+        h = _zero_means(reference, self.z, density)
+        mean = h.mean(axis=0)
+        if LEAST_PER_VARIATE * h.shape[1] > len(self):
+            return log_weights
+        covariance = np.cov(h.T) + RIDGE * np.diag(h.var(axis=0) + 1e-300)
+        factor = 1 - (h - mean) @ np.linalg.solve(covariance, mean)
+        return log_weights + np.log(np.maximum(factor, LEAST_FACTOR))
+
+
+def _zero_means(reference: Reference, z: Ensemble, log_density) -> Float[np.ndarray, "points variates"]:
+    """Functions of the points that average to zero under their density: the mass of every component of the mixture, and
+    mean and variance of every straightened coordinate."""
+    m = reference.mixture
+    v, log_jacobian = reference.warp.straighten_all(z)
+    shares = np.exp(np.asarray(m.log_weights, float))
+    ratios = np.exp(m.log_joint_all(v) + (log_jacobian - log_density)[:, None])
+    mean = shares @ m.means
+    variances = (np.asarray(m.chols) ** 2).sum(axis=2) * float(m.df) / (float(m.df) - 2)
+    variance = shares @ (variances + (m.means - mean) ** 2)
+    x = (v - mean) / np.sqrt(variance)
+    total = ratios.sum(axis=1)[:, None]
+    return np.concatenate([ratios[:, shares > 0] - shares[shares > 0], total * x, total * (x**2 - 1)], axis=1)
+
+
+class Halves:
+    """Two pools, each of whose proposals are fitted to the other's points.
+
+    A mixture that is fitted to a few points is high where these are; under the density of proposals that were fitted to
+    them, points would weigh too little, and the evidence would come out too small.
+    """
+
+    def __init__(self, dim: int):
+        self.pools = Pool(dim), Pool(dim)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.pools))
+
+    @property
+    def z(self) -> Ensemble:
+        """All points, those of the first pool first."""
+        return np.concatenate([pool.z for pool in self.pools])
+
+    @property
+    def log_target(self) -> Float[np.ndarray, " points"]:
+        return np.concatenate([pool.log_target for pool in self.pools])
+
+    def log_weights(self) -> Float[np.ndarray, " points"]:
+        """Their mean estimates the evidence."""
+        return np.concatenate([pool.log_weights() for pool in self.pools])
+
+    def calibrated_log_weights(self) -> Float[np.ndarray, " points"]:
+        """See `Pool`."""
+        return np.concatenate([pool.calibrated_log_weights() for pool in self.pools])
+
+    def simulated_at(self, points: Int[np.ndarray, " n"]) -> Any:
+        """What was simulated at these; None where it was not kept."""
+        kept = [pool.simulated for pool in self.pools]
+        if any(one is None for one in kept):
+            return None
+        return jax.tree.map(lambda a, b: np.concatenate([a, b.astype(a.dtype)])[points], *kept)
+
+    def resample(self, rng: np.random.Generator, n: int) -> Int[np.ndarray, " n"]:
+        """Which points are n equally weighted draws, in random order.
+
+        Systematic along the direction in which the sample is widest, where it matters most that the draws are spread
+        as the weights are.
+        """
+        z, log_weights = self.z, self.calibrated_log_weights()
+        weights = np.exp(log_weights - log_weights.max())
+        centred = z - weights @ z / weights.sum()
+        along = centred @ np.linalg.eigh((weights * centred.T) @ centred)[1][:, -1]
+        order = np.argsort(along, kind="stable")
+        return order[systematic(rng.random(), log_weights[order], n)][rng.permutation(n)]
