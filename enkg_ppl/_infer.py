@@ -151,10 +151,11 @@ def _weighted(
         evaluator=quick.evaluator(problem, evaluate),
         progress=progress,
         init=None if init is None else np.asarray(init),
+        only_if_sound=ledger.remaining > (WORTHWHILE + 2) * num_particles + kept_for_later,
     )
     posterior = attempt.posterior
     if posterior is None:
-        return None, attempt.found, "no weighted draws, since no search could begin"
+        return None, attempt.found, "the search for modes leaves a doubt on weighted draws"
     come_to = f"{posterior.stats['weights']:,} weighted draws came to an effective size of"
     come_to = f"{come_to} {posterior.stats['weight_ess']:,.0f}"
     if attempt.fits or ledger.remaining < WORTHWHILE * num_particles + kept_for_later:

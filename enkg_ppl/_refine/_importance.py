@@ -42,9 +42,9 @@ MOST_TO_COMPARE = 2048  # draws by which shapes are chosen
 INFLATED, LEAST_WEIGHT = 1.5, 0.1  # covariances around peaks; their least relative weight
 PEAK_SHARE = 0.1  # of every proposal, around the peaks where there are several: a fit may forget one
 RELEVANT = 12.0  # nats of log evidence below the highest peak, beyond which a peak gets no component
-# A proposal that does not get on: rounds in which it should flatten the weights less, and by how much.
-PATIENCE, PROGRESS = 2, 1.2
-HOPEFUL = 2.0  # times its efficiency so far, that it may still come to
+# Evaluations a particle until it is asked whether it gets anywhere; rounds of which the best counts, and how many times
+# its efficiency is hoped for.
+FREE, PATIENCE, HOPEFUL = 4, 3, 4.0
 
 
 class Attempt(NamedTuple):
@@ -144,8 +144,12 @@ class AdaptiveImportanceSampling(Refinement):
         evaluator: Evaluator | None = None,
         progress: Progress | None = None,
         init: Ensemble | None = None,
+        only_if_sound: bool = False,
     ) -> Attempt:
-        """As `run`, and whether the result can be trusted."""
+        """As `run`, and whether the result can be trusted.
+
+        `only_if_sound`: whether to leave it where the search for modes has cast a doubt on whatever could follow.
+        """
         evaluate = evaluator or Evaluator(standardised(problem), block_size(num_particles))
         count, num_failed, dim = evaluate.count, evaluate.num_failed, problem.dim
         rng, pool, rounds = host_rng(key), Halves(dim), []
@@ -158,7 +162,7 @@ class AdaptiveImportanceSampling(Refinement):
         say(0.0, "searching for modes")
         known = None if init is None else encode_all(problem.prior, init, evaluate.batch_size)
         found = sampling.search(known)
-        if found is None or not found.peaks:
+        if found is None or not found.peaks or (only_if_sound and (found.rugged or not found.settled)):
             return Attempt(None, False, found)
         sampling.found = found
         start, target = _around(found, dim, sampling.dtype), sampling.target
@@ -172,7 +176,7 @@ class AdaptiveImportanceSampling(Refinement):
             evaluate.reach(f"{now.ess:,.0f} of {target:,.0f} effective draws", drawn)
             say(min(now.ess / target, 1.0), f"{now.ess:,.0f} of {target:,.0f} effective draws")
             size = sampling.next_size(rounds)
-            if size:
+            if size and not (now.flattening < 1 and now.efficiency >= POOR):  # rather more draws from a good proposal
                 references = sampling.refit(now)
         last, log_weights = rounds[-1], pool.log_weights()
         chosen = pool.resample(rng, num_particles)
@@ -227,6 +231,11 @@ class _Sampling:
         """Effective size that is wanted."""
         return max(self.settings.effective_share * self.num_particles, LEAST_EFFECTIVE)
 
+    @property
+    def to_fit(self) -> float:
+        """Effective size of the weights that a mixture can be fitted to."""
+        return min(FITTED_PER_DIM * (self.dim + 1), self.target)
+
     def search(self, init: Ensemble | None) -> Found | None:
         """Draw from the prior, and look for peaks from there."""
         dim = self.dim
@@ -264,13 +273,12 @@ class _Sampling:
         log_weights = self.pool.log_weights()
         khat = pareto_khat(log_weights)
         latest = np.concatenate([pool.log_weights()[-(size // 2) :] for pool in self.pool.pools])
-        wanted = FITTED_PER_DIM * (self.dim + 1)
         return _Round(
             ess=effective_size(log_weights),
             target=self.target,
             khat=-np.inf if np.isnan(khat) else khat,  # equal weights have no tail
             efficiency=effective_size(latest) / size,
-            flattening=flattening(log_weights, wanted),
+            flattening=flattening(log_weights, self.to_fit),
         )
 
     def next_size(self, rounds: list[_Round]) -> int:
@@ -278,24 +286,18 @@ class _Sampling:
         now, total = rounds[-1], len(self.pool)
         if now.is_enough:
             return 0
-        most = self.settings.max_evaluations * max(self.num_particles, LEAST_EFFECTIVE)
-        still = HOPEFUL * now.efficiency
-        flattened = [one.flattening < 1 for one in rounds]
-        # A few rounds say nothing, and cost little.
-        if total > 2 * self.num_particles and len(rounds) > PATIENCE:
-            stuck = flattened[-1] and now.flattening < PROGRESS * rounds[-1 - PATIENCE].flattening
-            slow = not any(flattened[-PATIENCE:]) and total + (self.target - now.ess) / max(still, 1e-9) > most
-            if stuck or slow:
-                return 0
-        if total > most:
+        unit = max(self.num_particles, LEAST_EFFECTIVE)
+        hoped = HOPEFUL * max(one.efficiency for one in rounds[-PATIENCE:])
+        projected = total + (self.target - now.ess) / max(hoped, 1e-9)
+        if total > FREE * unit and max(total, projected) > self.settings.max_evaluations * unit:
             return 0
         least = max(LEAST_ROUND, ROUND_PER_DIM * (self.dim + 1))
-        if now.flattening < 1 or now.efficiency < POOR:  # another fit helps more than more draws from this one
+        if now.efficiency < POOR:  # another fit helps more than more draws from this one
             return self._affordable(int(max(2 * least, LEAST_GROWTH * total)))
+        wanted = self.target if now.flattening == 1 else min(self.target, self.to_fit)
+        needed = 1.05 * (wanted - now.ess) / max(now.efficiency, now.ess / total)
         least = max(least, LEAST_GROWTH * total)
-        needed = 1.05 * (self.target - now.ess) / max(now.efficiency, now.ess / total, 0.02)
-        size = int(np.clip(needed, least, max(total, least)))
-        return self._affordable(size)
+        return self._affordable(int(np.clip(needed, least, max(total, least))))
 
     def _affordable(self, size: int) -> int:
         if not self.evaluate.affords(size):
