@@ -45,6 +45,7 @@ RELEVANT = 12.0  # nats of log evidence below the highest peak, beyond which a p
 # Evaluations a particle until it is asked whether it gets anywhere; rounds of which the best counts, and how many times
 # its efficiency is hoped for.
 FREE, PATIENCE, HOPEFUL = 4, 3, 4.0
+NEAR = 0.5  # power that the weights must come to until then
 
 
 class Attempt(NamedTuple):
@@ -95,7 +96,7 @@ class AdaptiveImportanceSampling(Refinement):
     effective_share: float = eqx.field(static=True, default=0.5)
     num_components: int = eqx.field(static=True, default=32)
     prior_share: float = eqx.field(static=True, default=0.05)
-    max_evaluations: float = eqx.field(static=True, default=16.0)
+    max_evaluations: float = eqx.field(static=True, default=24.0)
 
     def __check_init__(self):
         for name in ("effective_share", "prior_share"):
@@ -289,7 +290,8 @@ class _Sampling:
         unit = max(self.num_particles, LEAST_EFFECTIVE)
         hoped = HOPEFUL * max(one.efficiency for one in rounds[-PATIENCE:])
         projected = total + (self.target - now.ess) / max(hoped, 1e-9)
-        if total > FREE * unit and max(total, projected) > self.settings.max_evaluations * unit:
+        hopeless = now.flattening < NEAR or max(total, projected) > self.settings.max_evaluations * unit
+        if total > FREE * unit and hopeless:
             return 0
         least = max(LEAST_ROUND, ROUND_PER_DIM * (self.dim + 1))
         if now.efficiency < POOR:  # another fit helps more than more draws from this one
