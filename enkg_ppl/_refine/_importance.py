@@ -34,6 +34,7 @@ LEAST_ROUND, ROUND_PER_DIM = 64, 8  # draws of the first round; others at least 
 POOR = 0.25  # efficiency of a proposal that is not drawn from at length
 LEAST_GROWTH = 0.25  # of all evaluations so far, that a round adds at least; it adds as many at most
 LEAST_EFFECTIVE = 100  # draws, however few are asked for: fewer do not tell whether the proposal fits
+FEW = 30  # effective draws, with fewer of which the weights are flattened for the resampling too
 SOUND_KHAT, LARGEST_KHAT = 0.5, 0.7  # weights whose variance is finite; whose averages can be trusted
 # Flattened weights that a mixture is fitted to are worth this many draws a dimension.
 FITTED_PER_DIM = 16
@@ -168,7 +169,9 @@ class AdaptiveImportanceSampling(Refinement):
         sampling.found = found
         start, target = _around(found, dim, sampling.dtype), sampling.target
         references, peaks = (start, start), start if found.several else None
-        size = max(LEAST_ROUND, ROUND_PER_DIM * (dim + 1))
+        size = sampling.affordable(max(LEAST_ROUND, ROUND_PER_DIM * (dim + 1)))
+        if not size:
+            return Attempt(None, False, found)
         while size:
             proposals = [Proposal(reference, self.prior_share, peaks, PEAK_SHARE) for reference in references]
             drawn = sampling.draw(proposals, size)
@@ -180,16 +183,20 @@ class AdaptiveImportanceSampling(Refinement):
             if size and not (now.flattening < 1 and now.efficiency >= POOR):  # rather more draws from a good proposal
                 references = sampling.refit(now)
         last, log_weights = rounds[-1], pool.log_weights()
-        chosen = pool.resample(rng, num_particles)
+        power = 1.0 if last.ess >= FEW else last.flattening  # a handful of points would say less than wider draws
+        chosen = pool.resample(rng, num_particles, power)
         points, again = np.unique(chosen, return_inverse=True)
         z = pool.z[points].astype(sampling.dtype)
         messages = missing_modes(found, z[again], weighted=True)
+        wider = "" if power == 1 else f", so they are wider than the posterior (its power {power:.2g})"
         fits = last.is_enough and found.settled and not found.rugged and not messages
         if not last.is_enough and evaluate.ledger.short:
             messages.append(
                 f"the budget of forward evaluations ended where the draws are worth {last.ess:,.0f} independent ones "
-                f"and {target:,.0f} were due; raise max_forward_evaluations, or lower num_particles"
+                f"and {target:,.0f} were due{wider}; raise max_forward_evaluations, or lower num_particles"
             )
+        if last.is_enough:
+            evaluate.ledger.short = False  # what could not be paid for was not needed
         log_likelihood = pool.log_target[points] - log_standard_normal(np.asarray(z, float))
         posterior = Posterior(
             draws=decode_all(problem.prior, z, evaluate.batch_size)[again],
@@ -295,13 +302,14 @@ class _Sampling:
             return 0
         least = max(LEAST_ROUND, ROUND_PER_DIM * (self.dim + 1))
         if now.efficiency < POOR:  # another fit helps more than more draws from this one
-            return self._affordable(int(max(2 * least, LEAST_GROWTH * total)))
+            return self.affordable(int(max(2 * least, LEAST_GROWTH * total)))
         wanted = self.target if now.flattening == 1 else min(self.target, self.to_fit)
         needed = 1.05 * (wanted - now.ess) / max(now.efficiency, now.ess / total)
         least = max(least, LEAST_GROWTH * total)
-        return self._affordable(int(np.clip(needed, least, max(total, least))))
+        return self.affordable(int(np.clip(needed, least, max(total, least))))
 
-    def _affordable(self, size: int) -> int:
+    def affordable(self, size: int) -> int:
+        """So many draws, or what is left to pay; 0 where that is hardly any."""
         if not self.evaluate.affords(size):
             size = int(self.evaluate.remaining)
         return size // 2 * 2 if size >= LEAST_ROUND // 4 else 0

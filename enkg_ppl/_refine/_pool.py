@@ -186,13 +186,13 @@ class Halves:
             return None
         return jax.tree.map(lambda a, b: np.concatenate([a, b.astype(a.dtype)])[points], *kept)
 
-    def resample(self, rng: np.random.Generator, n: int) -> Int[np.ndarray, " n"]:
-        """Which points are n equally weighted draws, in random order.
+    def resample(self, rng: np.random.Generator, n: int, power: float = 1.0) -> Int[np.ndarray, " n"]:
+        """Which points are n equally weighted draws, in random order; `power`: of the weights.
 
         Systematic along the direction in which the sample is widest, where it matters most that the draws are spread
         as the weights are.
         """
-        z, log_weights = self.z, self.calibrated_log_weights()
+        z, log_weights = self.z, power * (self.calibrated_log_weights() if power == 1 else self.log_weights())
         weights = np.exp(log_weights - log_weights.max())
         centred = z - weights @ z / weights.sum()
         along = centred @ np.linalg.eigh((weights * centred.T) @ centred)[1][:, -1]
