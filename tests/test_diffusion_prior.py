@@ -438,7 +438,7 @@ def test_enkg_is_the_closed_form_and_compiles_once(caplog):
     within(enkg.get_samples()["x"], mean, sd, share=0.5)
     assert abs(enkg.log_evidence - log_evidence) < 4 * enkg.log_evidence_error + 0.02
     assert enkg.diagnostics().warnings == []
-    assert enkg.diagnostics()["method"] == "KalmanCorrection + TemperedSMC"
+    assert enkg.diagnostics()["method"] == "AdaptiveImportanceSampling"
     prior = enkg.to_arviz(prior=True, log_likelihood=True)["prior"]["x"].values.reshape(-1, 2)
     within(prior, *posterior(MIXTURE, A, Y, 1e6)[:2])
 

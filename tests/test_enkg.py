@@ -145,7 +145,7 @@ def test_from_numpyro_unmodified(fitted):
 def test_diagnostics(fitted):
     enkg, *_ = fitted
     diagnostics = enkg.diagnostics()
-    assert diagnostics["method"] == "KalmanCorrection + TemperedSMC"
+    assert diagnostics["method"] == "AdaptiveImportanceSampling"
     assert diagnostics["num_forward_evaluations"] == enkg.num_forward_evaluations
     assert diagnostics.warnings == []
     text = str(diagnostics)
@@ -280,10 +280,15 @@ def test_too_few_moves_are_told():
 
 
 def test_progress_is_shown(capsys):
-    EnKG(linear, num_particles=J).run(jr.key(10), LINE)
+    EnKG(linear, num_particles=J, refine=TemperedSMC()).run(jr.key(10), LINE)
     text = capsys.readouterr().err
     assert "guiding, level 8 of 8" in text
     assert "temperature 1" in text
+    assert "done" in text
+    EnKG(linear, num_particles=J).run(jr.key(10), LINE)
+    text = capsys.readouterr().err
+    assert "searching for modes" in text
+    assert f"of {0.9 * J:,.0f} effective draws" in text
     assert "done" in text
 
 

@@ -7,7 +7,17 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from enkg_ppl import EnKG, GaussianLikelihood, GaussianPrior, InverseProblem, LatentSlice, ModelError, blackbox, infer
+from enkg_ppl import (
+    EnKG,
+    GaussianLikelihood,
+    GaussianPrior,
+    InverseProblem,
+    LatentSlice,
+    ModelError,
+    TemperedSMC,
+    blackbox,
+    infer,
+)
 from enkg_ppl._numpyro._init import starting_points
 from enkg_ppl._numpyro._model import NumPyroModel
 from enkg_ppl._posterior import Posterior
@@ -42,7 +52,12 @@ def test_a_budget_too_small_to_search_from_there_says_so():
     problem = InverseProblem(GaussianPrior.standard(2), lambda z: z, GaussianLikelihood(jnp.ones(2), 0.5))
     for budget, is_told in ((128 * 5, True), (128 * 60, False)):
         posterior = infer(
-            jax.random.key(0), problem, num_particles=128, init=jnp.ones((1, 2)), max_forward_evaluations=budget
+            jax.random.key(0),
+            problem,
+            num_particles=128,
+            refine=TemperedSMC(),
+            init=jnp.ones((1, 2)),
+            max_forward_evaluations=budget,
         )
         assert posterior.num_forward_evaluations <= budget
         assert any("left none to search from init" in sentence for sentence in posterior.messages) == is_told

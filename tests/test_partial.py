@@ -100,7 +100,7 @@ def test_the_ensemble_under_way(after, stage, whole):
 def test_ensembles_that_were_finished_are_kept(method, whole):
     count, draws = whole
     options = {"refine": SLOWLY, "num_ensembles": 2, "ensemble_method": method}
-    after = {"sequential": count + 2 * J, "vectorized": 2 * count - J}[method]
+    after = {"sequential": count + 2 * J, "vectorized": int(1.6 * count)}[method]
     enkg, error = failing(after - J, **options)
     partial = enkg.partial
     assert len(partial.posteriors) + len(partial.under_way) == 2
@@ -148,7 +148,7 @@ def test_ctrl_c():
     finally:
         FLAKY.left, FLAKY.error = 10**9, BROKEN
     assert "enkg.partial" in caught.value.__notes__[-1]
-    assert enkg.partial.under_way[0].stage.startswith("guided to level ")
+    assert enkg.partial.under_way[0].stage == "searching for modes"
 
 
 def test_sites_behind_a_black_box_are_left_as_vectors():
@@ -163,6 +163,6 @@ def test_sites_behind_a_black_box_are_left_as_vectors():
         enkg.run(jr.key(0), y=0.3)
     FLAKY.left = 10**9
     (one,) = enkg.partial.under_way
-    assert one.draws.shape == (J, 3)
+    assert one.draws.shape[1] == 3
     with pytest.raises(RuntimeError, match=r"depends on a black box.*use the latent vectors in partial.posteriors"):
         enkg.partial.sites(one.draws)

@@ -222,7 +222,8 @@ def test_a_start_around_peaks_is_normalised_and_drawn_from():
     assert abs(near.mean() - exact) < 4 * (exact * (1 - exact) / 20_000) ** 0.5
 
 
-def test_every_ensemble_searches_with_random_numbers_of_its_own(monkeypatch):
+@pytest.mark.parametrize(("where", "refine"), [("_starts", TemperedSMC()), ("_importance", "auto")])
+def test_every_ensemble_searches_with_random_numbers_of_its_own(monkeypatch, where, refine):
     """With the same ones all ensembles would overlook the same peaks, and agree."""
     seen = []
 
@@ -233,10 +234,10 @@ def test_every_ensemble_searches_with_random_numbers_of_its_own(monkeypatch):
         seen.append(rng.random())
         raise Enough
 
-    monkeypatch.setattr("enkg_ppl._refine._starts.find_peaks", record)
+    monkeypatch.setattr(f"enkg_ppl._refine.{where}.find_peaks", record)
     for seed in (0, 1, 0):
         with pytest.raises(Enough):
-            infer(jax.random.key(seed), ROOTS, num_particles=16)
+            infer(jax.random.key(seed), ROOTS, num_particles=16, refine=refine)
     assert seen[0] == seen[2] != seen[1]
 
 

@@ -13,8 +13,11 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
-from validation.methods import METHODS, Method
+from validation.methods import DEFAULT, METHODS, Method
+from validation.report import COLOURS, MARKS, style
 from validation.runner import choose_methods, choose_targets, count, plan, run_all
 from validation.store import Record, Settings, Store, atomic, group
 from validation.target import Target
@@ -85,6 +88,20 @@ def search(run: Callable[[int], Step], start: int, most: int) -> list[Step]:
     return steps
 
 
+# Budgets of a curve, from scarce to plenty.
+CURVE = (1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
+
+
+def curve(run: Callable[[int], Step], most: int) -> list[Step]:
+    """Every budget up to `most`, until the method stops by itself."""
+    steps: list[Step] = []
+    for budget in (b for b in CURVE if b <= most):
+        steps.append(run(budget))
+        if not steps[-1].failed and steps[-1].calls < SPENT * budget:
+            break
+    return steps
+
+
 def main(argv: Sequence[str]) -> int:
     """Returns 0, or 2 for a wrong name."""
     from validation.posteriors import targets
@@ -100,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"validation peers: {error}", file=sys.stderr)
         return 2
     steps: list[Step] = []
-    path = options.out / "peers.csv"
+    path = options.out / ("curve.csv" if options.curve else "peers.csv")
     try:
         for name, members in itertools.groupby(chosen, key=lambda target: group(target.name)):
             task = list(members)
@@ -113,6 +130,10 @@ def main(argv: Sequence[str]) -> int:
         print("\ninterrupted: what is finished is kept, and the same command goes on from there", file=sys.stderr)
         return 130
     print(f"\n{table(steps)}\n\n{path}")
+    if options.curve:
+        picture = path.with_suffix(".png")
+        curve_figure(steps).savefig(picture, dpi=120)
+        print(picture)
     return 0
 
 
@@ -127,6 +148,8 @@ def _steps(task: Sequence[Target], method: Method, options: argparse.Namespace) 
 
     if not plan(task, [method], 1)[0]:
         return []
+    if options.curve:
+        return curve(run, min(options.most, CURVE[-1]))
     return search(run, options.start, options.most)
 
 
@@ -160,6 +183,48 @@ def table(steps: Sequence[Step]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in rows)
 
 
+def curve_figure(steps: Sequence[Step]) -> Figure:
+    """C2ST, worst mean and worst sd against calls, a column for each task and a line for each method."""
+    figures = (
+        ("c2st", "C2ST", MAX_C2ST),
+        ("mean_error", "worst mean, posterior sd", MAX_MOMENT_ERROR),
+        ("sd_error", "worst sd, relative", MAX_MOMENT_ERROR),
+    )
+    tasks = list(dict.fromkeys(step.target for step in steps))
+    methods = list(dict.fromkeys(step.method for step in steps))
+    with style():
+        figure = Figure(figsize=(3.2 * len(tasks) + 1.4, 7.5), layout="constrained")
+        axes = figure.subplots(len(figures), len(tasks), sharex=True, squeeze=False)
+        for j, task in enumerate(tasks):
+            for ax, (name, words, limit) in zip(axes[:, j], figures, strict=True):
+                for method in methods:
+                    mine = [step for step in steps if (step.target, step.method) == (task, method) and not step.failed]
+                    ax.plot(
+                        [step.calls for step in mine],
+                        [getattr(step, name) for step in mine],
+                        marker=MARKS[list(METHODS).index(method) % len(MARKS)],
+                        color=COLOURS[list(METHODS).index(method) % len(COLOURS)],
+                        linewidth=2.5 if method == DEFAULT else 1.0,
+                        markersize=5,
+                        label=method,
+                    )
+                ax.axhspan(0, limit, color="0.93", zorder=0)  # good enough
+                ax.set_xscale("log")
+                ax.xaxis.set_minor_formatter(NullFormatter())
+                if name == "c2st":
+                    ax.set_ylim(0.45, 1.02)
+                    ax.set_title(task, fontsize=9)
+                else:
+                    ax.set_yscale("log")
+                    ax.set_ylim(3e-3, 10)
+                if j == 0:
+                    ax.set_ylabel(words)
+        figure.supxlabel("simulator calls", fontsize=9)
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=min(8, len(labels)))
+    return figure
+
+
 def _write_csv(steps: Sequence[Step], path: Path) -> None:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -178,6 +243,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--targets", nargs="+", required=True, metavar="NAME", help="tasks or patterns, as in sbibm/two_moons")
     add("--methods", nargs="+", default=PEERS, metavar="NAME", help=f"default: {' '.join(PEERS)}")
     add("--data", type=Path, help="folder with reference draws (sbibm/, posteriordb/)")
+    add("--curve", action="store_true", help="every budget from 1,000 to 100,000 calls, and a picture of the errors")
     add("--start", type=count, default=10_000, help="first budget, simulator evaluations (default: 10000)")
     add("--most", type=count, default=2_560_000, help="largest budget (default: 2560000)")
     add("--seeds", type=count, default=1, help="runs of each method on each observation (default: 1)")

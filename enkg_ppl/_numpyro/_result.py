@@ -25,6 +25,7 @@ from enkg_ppl._problem import InverseProblem
 from enkg_ppl._programs import compiled
 from enkg_ppl._refine._blocks import in_blocks
 from enkg_ppl._refine._coordinates import decode_all, encode_all
+from enkg_ppl._refine._space import log_standard_normal
 
 
 class Result(SimpleNamespace):
@@ -97,14 +98,18 @@ def collect(
             ledger.num_failed += int((has_failed(np.asarray(parts[-1][3])) & finite).sum())
         posterior.num_forward_evaluations = ledger.count
         posterior.stats["num_failed"] = ledger.num_failed
-    samples, observations, pointwise, log_likelihood, response = jax.tree.map(lambda *a: jnp.stack(a), *parts)
+    # By NumPy, which compiles nothing; then as JAX arrays, as users expect them.
+    parts = jax.device_get(parts)
+    samples, observations, pointwise, log_likelihood, response = jax.tree.map(lambda *a: np.stack(a), *parts)
     scores = [p.draws if is_standard(prior) else encode_all(prior, p.draws, block) for p in posteriors]
-    z = jnp.stack([jnp.asarray(score) for score in scores])
-    potential = 0.5 * jnp.sum(z**2 + jnp.log(2 * jnp.pi), axis=-1) - log_likelihood
-    fields = {"potential_energy": potential}
-    if "log_likelihood" in extra_fields:
-        fields["log_likelihood"] = log_likelihood
+    z = np.stack([np.asarray(score) for score in scores])
+    potential = (-log_standard_normal(z.reshape(-1, z.shape[-1]))).reshape(z.shape[:2]) - log_likelihood
     chi2, num_data = _misfit(response)
+    samples, observations, pointwise, fields = jax.tree.map(
+        jnp.asarray, (samples, observations, pointwise, {"potential_energy": potential})
+    )
+    if "log_likelihood" in extra_fields:
+        fields["log_likelihood"] = jnp.asarray(log_likelihood)
     checks = None
     if response is not None and posteriors[0].log_likelihood is None:  # the guided ensembles alone
         prior_draws = np.random.default_rng(0).standard_normal((NUM_PRIOR_DRAWS, model.dim))
@@ -190,4 +195,4 @@ def _misfit(response) -> tuple[np.ndarray | None, int]:
     if response is None:
         return None, 0
     residual2 = (response.observation - response.prediction) ** 2 / response.noise
-    return np.asarray(jnp.mean(residual2, axis=(1, 2)), float), residual2.shape[-1]
+    return np.asarray(residual2.mean(axis=(1, 2)), float), residual2.shape[-1]

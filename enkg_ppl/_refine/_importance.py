@@ -94,7 +94,7 @@ class AdaptiveImportanceSampling(Refinement):
     (2015), Stat. Comput. 25, 407.
     """
 
-    effective_share: float = eqx.field(static=True, default=0.5)
+    effective_share: float = eqx.field(static=True, default=0.9)
     num_components: int = eqx.field(static=True, default=32)
     prior_share: float = eqx.field(static=True, default=0.05)
     max_evaluations: float = eqx.field(static=True, default=24.0)
@@ -252,6 +252,7 @@ class _Sampling:
         if size < 4:
             return None
         z, response = self._evaluated([Proposal()] * 2, size)
+        self.evaluate.reach("searching for modes", z)
         own = self.rng.spawn(1)[0]
         spare = 0.5 * self.evaluate.remaining
         return find_peaks(own, self.evaluate, z, response, self.num_particles, spare, init)
@@ -305,8 +306,7 @@ class _Sampling:
             return self.affordable(int(max(2 * least, LEAST_GROWTH * total)))
         wanted = self.target if now.flattening == 1 else min(self.target, self.to_fit)
         needed = 1.05 * (wanted - now.ess) / max(now.efficiency, now.ess / total)
-        least = max(least, LEAST_GROWTH * total)
-        return self.affordable(int(np.clip(needed, least, max(total, least))))
+        return self.affordable(int(np.clip(needed, LEAST_ROUND, max(total, least))))
 
     def affordable(self, size: int) -> int:
         """So many draws, or what is left to pay; 0 where that is hardly any."""

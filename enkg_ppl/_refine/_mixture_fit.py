@@ -140,12 +140,13 @@ def fit(
     labels: Int[np.ndarray, " particles"] | None = None,
     weights: Float[np.ndarray, " particles"] | None = None,
 ) -> Reference:
-    """The reference of this shape; `room`: components to make room for, one number for all that share the kernels.
+    """The reference of this shape; `room`: components to make room for, one number for all that share the kernels,
+    and the most that there can be.
 
     `labels`: the peak that each particle belongs to, where there are several (see `Groups`). `weights`: how many draws
     each particle stands for (default: one).
     """
-    z = np.asarray(z)
+    z, shape = np.asarray(z), shape._replace(size=min(shape.size, room))
     weights = np.ones(len(z)) if weights is None else weights
     warp = fit_warp(equal_draws(rng, z, weights), shape.given)
     v = warp.straighten_all(z)[0]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import gammaincinv, ndtri
 
 from enkg_ppl._refine._reference import Reference
+from enkg_ppl._special import gammaincinv, ndtri
 from enkg_ppl._types import Ensemble
 
 
