@@ -119,13 +119,15 @@ def _rows(tree, kept: int):
 
 
 def _marked(part, failed: Bool[np.ndarray, " kept"]):
-    """The same with NaN, or True, in the rows of failed simulations."""
+    """The same with NaN, or True, in the rows of failed simulations; what they returned stays as it is."""
 
     def mark(a):
+        if isinstance(a, Simulated):
+            return a
         mask = failed.reshape(-1, *(1,) * (a.ndim - 1))
         return np.where(mask, True, a) if a.dtype == bool else np.where(mask, np.nan, a)
 
-    return jax.tree.map(mark, part) if failed.any() else part
+    return jax.tree.map(mark, part, is_leaf=lambda a: isinstance(a, Simulated)) if failed.any() else part
 
 
 class Evaluator:

@@ -99,10 +99,8 @@ class Pool:
             return
         if self.simulated is None:
             self.simulated = simulated
-        else:  # what a failed simulation left may have another dtype
-            self.simulated = jax.tree.map(
-                lambda a, b: np.concatenate([a, b.astype(a.dtype)]), self.simulated, simulated
-            )
+        else:
+            self.simulated = jax.tree.map(lambda *parts: np.concatenate(parts), self.simulated, simulated)
         if sum(a.nbytes for a in jax.tree.leaves(self.simulated)) > MOST_BYTES:
             self.simulated, self._keeps = None, False
 
@@ -184,7 +182,7 @@ class Halves:
         kept = [pool.simulated for pool in self.pools]
         if any(one is None for one in kept):
             return None
-        return jax.tree.map(lambda a, b: np.concatenate([a, b.astype(a.dtype)])[points], *kept)
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[points], *kept)
 
     def resample(self, rng: np.random.Generator, n: int, power: float = 1.0) -> Int[np.ndarray, " n"]:
         """Which points are n equally weighted draws, in random order; `power`: of the weights.
