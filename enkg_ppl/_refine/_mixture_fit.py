@@ -220,7 +220,8 @@ def best_shape(
     weights = np.ones(len(z)) if weights is None else weights
     train = rng.random(len(z)) < TRAINING
     train[0], train[-1] = True, False  # some of each, however few there are
-    followed = choose_given(*(equal_draws(rng, z[part], weights[part]) for part in (train, ~train)))
+    fitted, judge = (equal_draws(rng, z[part], weights[part]) for part in (train, ~train))
+    followed = choose_given(fitted, judge)
     best: tuple[Shape, float] | None = None
     for given in dict.fromkeys([(), followed]):
         for shape in shapes:
