@@ -24,7 +24,8 @@ def run_nautilus(target: Target, seed: int, num_draws: int, progress: bool, *, b
     """Importance nested sampling with bounds by neural networks, over z.
 
     With 100 live points, which needed the fewest evaluations of those tried (100 to 2,000) and gave right means; all
-    else is its default. It ends at an effective size of half the draws, or at `budget`; the draws are resampled from all its evaluations.
+    else is its default. It ends at an effective size of half the draws, or at `budget`; the draws are resampled from
+    all its evaluations.
 
     Raises `RuntimeError` where nautilus is not installed.
 
