@@ -76,7 +76,7 @@ def evidence_of_ring(seed: int, own: bool) -> float:
     references = [fit(rng, ring(30, rng), Shape(4, 5.0), 4) for _ in halves.pools]
     for _ in range(4):
         for pool, reference in zip(halves.pools, references, strict=True):
-            proposal = Proposal(reference, 0.1)
+            proposal = Proposal(((0.9, reference), (0.1, None)))
             z = proposal.sample(rng, 50, 2)
             pool.add(proposal, z, log_target(z) + 0.5 * (z**2).sum(1) + np.log(2 * np.pi))
         fitted = []
@@ -101,7 +101,7 @@ def normal_pool(rng, n: int = 400) -> Pool:
     pool = Pool(2)
     for scale in (1.2, 0.9):
         reference = around(np.full((1, 2), 0.2), scale**2 * 0.64 * np.eye(2)[None], np.ones(1), 25.0, float)
-        proposal = Proposal(reference, 0.05)
+        proposal = Proposal(((0.95, reference), (0.05, None)))
         z = proposal.sample(rng, n, 2)
         target = norm(0.3, 0.8).logpdf(z).sum(1)
         pool.add(proposal, z, target + 0.5 * (z**2).sum(1) + np.log(2 * np.pi))

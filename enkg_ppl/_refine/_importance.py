@@ -22,7 +22,7 @@ from enkg_ppl._refine._mixing import DFS
 from enkg_ppl._refine._mixture_fit import Shape, best_shape, equal_draws, fit
 from enkg_ppl._refine._peaks import Found, find_peaks, nearest_peak
 from enkg_ppl._refine._pool import Halves, Pool, Proposal
-from enkg_ppl._refine._reference import Reference, around
+from enkg_ppl._refine._reference import Reference, around, inflated
 from enkg_ppl._refine._space import log_standard_normal
 from enkg_ppl._refine._steps import log_mean_exp
 from enkg_ppl._types import Ensemble, Key
@@ -41,6 +41,8 @@ FITTED_PER_DIM = 16
 SIZES = (1, 2, 4, 8, 16, 32)
 MOST_TO_COMPARE = 2048  # draws by which shapes are chosen
 INFLATED, LEAST_WEIGHT = 1.5, 0.1  # covariances around peaks; their least relative weight
+# Share of a wide twin of the mixture, and its covariance: tails that no point has shown are not in any fit.
+TAIL_SHARE, TAILS = 0.15, 3.0
 PEAK_SHARE = 0.1  # of every proposal, around the peaks where there are several: a fit may forget one
 RELEVANT = 12.0  # nats of log evidence below the highest peak, beyond which a peak gets no component
 # Evaluations a particle until it is asked whether it gets anywhere; rounds of which the best counts, and how many times
@@ -173,7 +175,7 @@ class AdaptiveImportanceSampling(Refinement):
         if not size:
             return Attempt(None, False, found)
         while size:
-            proposals = [Proposal(reference, self.prior_share, peaks, PEAK_SHARE) for reference in references]
+            proposals = [sampling.proposal(reference, peaks) for reference in references]
             drawn = sampling.draw(proposals, size)
             rounds.append(sampling.look(size))
             now = rounds[-1]
@@ -239,23 +241,37 @@ class _Sampling:
         """Effective size that is wanted."""
         return max(self.settings.effective_share * self.num_particles, LEAST_EFFECTIVE)
 
+    def proposal(self, reference: Reference, peaks: Reference | None) -> Proposal:
+        """The fitted mixture with its wide twin, the peaks where there are several, and the prior."""
+        tails = inflated(reference, TAILS, DFS[0])
+        others = [(TAIL_SHARE, tails), (self.settings.prior_share, None)]
+        if peaks is not None:
+            others.append((PEAK_SHARE, peaks))
+        return Proposal(((1 - sum(share for share, _ in others), reference), *others))
+
     @property
     def to_fit(self) -> float:
         """Effective size of the weights that a mixture can be fitted to."""
         return min(FITTED_PER_DIM * (self.dim + 1), self.target)
 
     def search(self, init: Ensemble | None) -> Found | None:
-        """Draw from the prior, and look for peaks from there."""
-        dim = self.dim
-        size = min(PRIOR_DRAWS * 2 ** min(dim, 10), MOST_PRIOR_DRAWS, max(self.num_particles, LEAST_ROUND))
-        size = int(min(size, self.evaluate.remaining / 4)) // 2 * 2
-        if size < 4:
-            return None
-        z, response = self._evaluated([Proposal()] * 2, size)
-        self.evaluate.reach("searching for modes", z)
-        own = self.rng.spawn(1)[0]
-        spare = 0.5 * self.evaluate.remaining
-        return find_peaks(own, self.evaluate, z, response, self.num_particles, spare, init)
+        """Draw from the prior, and look for peaks from there; from twice as many where they do not all lead to one."""
+        size = min(PRIOR_DRAWS * 2 ** min(self.dim, 10), MOST_PRIOR_DRAWS, max(self.num_particles, LEAST_ROUND))
+        found, drawn = None, []
+        for _ in range(2):
+            part = int(min(size // 2, self.evaluate.remaining / 4)) // 2 * 2
+            if part < 4:
+                break
+            drawn.append(self._evaluated([Proposal()] * 2, part))
+            z, response = (
+                jax.tree.map(lambda *parts: np.concatenate(parts), *pieces) for pieces in zip(*drawn, strict=True)
+            )
+            self.evaluate.reach("searching for modes", z)
+            spare = 0.5 * self.evaluate.remaining
+            found = find_peaks(self.rng.spawn(1)[0], self.evaluate, z, response, self.num_particles, spare, init)
+            if found is not None and len(found.peaks) == 1 and found.settled and found.num_hits == found.num_searches:
+                break
+        return found
 
     @property
     def dim(self) -> int:

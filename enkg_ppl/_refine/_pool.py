@@ -20,38 +20,25 @@ MOST_BYTES = 2**30  # of what was simulated, kept for the draws
 
 
 class Proposal(NamedTuple):
-    """A mixture with a share of the prior N(0, I), so that weights are bounded; the prior alone without a mixture.
+    """A mixture of mixtures, each with its share; None for the prior N(0, I), which bounds the weights."""
 
-    `peaks`: another mixture, with the share `peak_share`.
-    """
-
-    reference: Reference | None = None
-    prior_share: float = 1.0
-    peaks: Reference | None = None
-    peak_share: float = 0.0
-
-    def _parts(self) -> list[tuple[float, Reference | None]]:
-        """Shares, and what has them; None for the prior."""
-        if self.reference is None:
-            return [(1.0, None)]
-        others = [] if self.peaks is None else [(self.peak_share, self.peaks)]
-        rest = 1 - self.prior_share - sum(share for share, _ in others)
-        return [(rest, self.reference), *others, (self.prior_share, None)]
+    parts: tuple[tuple[float, Reference | None], ...] = ((1.0, None),)
 
     def log_prob(self, z: Ensemble) -> Float[np.ndarray, " particles"]:
+        z = np.asarray(z, float)
         parts = [
-            np.log(share) + (log_standard_normal(np.asarray(z, float)) if part is None else part.log_prob_all(z))
-            for share, part in self._parts()
+            np.log(share) + (log_standard_normal(z) if part is None else part.log_prob_all(z))
+            for share, part in self.parts
         ]
         return np.logaddexp.reduce(parts, axis=0)
 
     def sample(self, rng: np.random.Generator, n: int, dim: int) -> Ensemble:
-        parts = self._parts()
-        counts = [round(share * n) for share, _ in parts[1:]]
+        """Each part has its share of the draws to the nearest one, the first what the others leave."""
+        counts = [round(share * n) for share, _ in self.parts[1:]]
         counts = [n - sum(counts), *counts]
         return np.concatenate([
             normals(rng, count, dim) if part is None else draws_of(rng, part, count)
-            for count, (_, part) in zip(counts, parts, strict=True)
+            for count, (_, part) in zip(counts, self.parts, strict=True)
         ])  # fmt: skip
 
 
@@ -119,7 +106,7 @@ class Pool:
         As control variates of every average that is taken under the weights: where the proposal is close to the target,
         the target's own moments then have hardly any error left. Source: Owen & Zhou (2000), section 4.
         """
-        reference, density = self._proposals[-1].reference, self._log_mean_density()
+        reference, density = self._proposals[-1].parts[0][1], self._log_mean_density()
         log_weights = self.log_target - density
         if reference is None:
             return log_weights

@@ -150,10 +150,11 @@ def labels(reference: Reference, z: Ensemble) -> Int[np.ndarray, " particles"]:
     return reference.mixture.log_joint_all(v).argmax(axis=1)
 
 
-def inflated(reference: Reference, factor) -> Reference:
-    """The same reference with the covariance of every component multiplied by `factor`."""
+def inflated(reference: Reference, factor, df: float | None = None) -> Reference:
+    """The same reference with the covariance of every component multiplied by `factor`, and perhaps another `df`."""
     m = reference.mixture
-    return Reference(mixture(m.log_weights, m.means, m.chols * np.sqrt(factor), m.df), reference.warp)
+    df = m.df if df is None else df
+    return Reference(mixture(m.log_weights, m.means, m.chols * np.sqrt(factor), df), reference.warp)
 
 
 def around(
