@@ -255,7 +255,7 @@ class _Sampling:
         return min(FITTED_PER_DIM * (self.dim + 1), self.target)
 
     def search(self, init: Ensemble | None) -> Found | None:
-        """Draw from the prior, and look for peaks from there; from twice as many where they do not all lead to one."""
+        """Draw from the prior, and look for peaks from there; from twice as many where that leaves a doubt."""
         size = min(PRIOR_DRAWS * 2 ** min(self.dim, 10), MOST_PRIOR_DRAWS, max(self.num_particles, LEAST_ROUND))
         found, drawn = None, []
         for _ in range(2):
@@ -269,7 +269,7 @@ class _Sampling:
             self.evaluate.reach("searching for modes", z)
             spare = 0.5 * self.evaluate.remaining
             found = find_peaks(self.rng.spawn(1)[0], self.evaluate, z, response, self.num_particles, spare, init)
-            if found is not None and len(found.peaks) == 1 and found.settled and found.num_hits == found.num_searches:
+            if found is not None and found.settled and not found.rugged:
                 break
         return found
 
