@@ -17,7 +17,7 @@ from enkg_ppl._posterior import Posterior
 from enkg_ppl._refine._base import Progress, Refinement, host_rng, standardised
 from enkg_ppl._refine._blocks import block_size
 from enkg_ppl._refine._coordinates import decode_all, encode_all
-from enkg_ppl._refine._missing import missing_modes
+from enkg_ppl._refine._missing import ended_beside, missing_modes
 from enkg_ppl._refine._mixing import DFS
 from enkg_ppl._refine._mixture_fit import Shape, best_shape, equal_draws, fit
 from enkg_ppl._refine._peaks import Found, find_peaks, nearest_peak
@@ -44,7 +44,6 @@ INFLATED, LEAST_WEIGHT = 1.5, 0.1  # covariances around peaks; their least relat
 # Share of a wide twin of the mixture, and its covariance: tails that no point has shown are not in any fit.
 TAIL_SHARE, TAILS = 0.15, 3.0
 PEAK_SHARE = 0.1  # of every proposal, around the peaks where there are several: a fit may forget one
-RELEVANT = 12.0  # nats of log evidence below the highest peak, beyond which a peak gets no component
 # Evaluations a particle until it is asked whether it gets anywhere; rounds of which the best counts, and how many times
 # its efficiency is hoped for.
 FREE, PATIENCE, HOPEFUL = 4, 3, 4.0
@@ -191,7 +190,8 @@ class AdaptiveImportanceSampling(Refinement):
         z = pool.z[points].astype(sampling.dtype)
         messages = missing_modes(found, z[again], weighted=True)
         wider = "" if power == 1 else f", so they are wider than the posterior (its power {power:.2g})"
-        fits = last.is_enough and found.settled and not found.rugged and not messages
+        doubts = found.rugged or not found.settled or ended_beside(found, z[again])
+        fits = last.is_enough and not doubts and not messages
         if not last.is_enough and evaluate.ledger.short:
             messages.append(
                 f"the budget of forward evaluations ended where the draws are worth {last.ess:,.0f} independent ones "
@@ -255,11 +255,11 @@ class _Sampling:
         return min(FITTED_PER_DIM * (self.dim + 1), self.target)
 
     def search(self, init: Ensemble | None) -> Found | None:
-        """Draw from the prior, and look for peaks from there; from twice as many where that leaves a doubt."""
+        """Draw from the prior, and look for peaks from there; once more where that leaves a doubt."""
         size = min(PRIOR_DRAWS * 2 ** min(self.dim, 10), MOST_PRIOR_DRAWS, max(self.num_particles, LEAST_ROUND))
         found, drawn = None, []
         for _ in range(2):
-            part = int(min(size // 2, self.evaluate.remaining / 4)) // 2 * 2
+            part = int(min(size, self.evaluate.remaining / 4)) // 2 * 2
             if part < 4:
                 break
             drawn.append(self._evaluated([Proposal()] * 2, part))
@@ -377,9 +377,11 @@ def flattening(log_weights: Float[np.ndarray, " points"], least: float) -> float
 
 
 def _around(found: Found, dim: int, dtype) -> Reference:
-    """A component for each peak that matters, somewhat wider than Laplace's approximation."""
-    best = found.peaks[0].log_evidence
-    peaks = [peak for peak in found.peaks if peak.log_evidence > best - RELEVANT]
+    """A component for each peak, somewhat wider than Laplace's approximation.
+
+    Also for those that Laplace thinks nothing of: a search may end on the slope of a mode that it did not reach.
+    """
+    peaks, best = found.peaks, found.peaks[0].log_evidence
     evidence = np.array([peak.log_evidence for peak in peaks])
     # Between what Laplace says of their masses and equal ones: the approximation may be far off.
     weights = np.exp(np.maximum(evidence - best, np.log(LEAST_WEIGHT)))

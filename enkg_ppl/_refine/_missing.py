@@ -12,6 +12,7 @@ from enkg_ppl._types import Ensemble
 LARGEST_SHARE_OF_ONE = 0.05
 # Share by Laplace's approximation, above which a peak should have draws; and share of the draws that count as none.
 LEAST_LAPLACE, ABSENT = 0.1, 0.01
+LARGEST_SHARE_BESIDE = 0.2  # of the searches, that may end where there are no draws
 # Difference of two log evidences: in standard errors, and nats that the errors do not know of.
 LARGEST_Z, SLACK = 5.0, 1.0
 # Difference of a component's shares in pilot and whole ensemble, in standard errors: above the first the whole ensemble
@@ -53,6 +54,13 @@ def missing_modes(found: Found | None, z: Ensemble, weighted: bool = False) -> l
             f"search found, and {share[lost].sum():.1%} of the draws are; {REMEDY}"
         )
     return sentences
+
+
+def ended_beside(found: Found, z: Ensemble) -> bool:
+    """Whether many searches ended where hardly any draw is: perhaps on the slope of a mode that they did not reach."""
+    share = np.bincount(nearest_peak(found.peaks, z), minlength=len(found.peaks)) / len(z)
+    hits = np.array([peak.hits for peak in found.peaks])
+    return hits[share < ABSENT].sum() > LARGEST_SHARE_BESIDE * hits.sum()
 
 
 def evidence_disagrees(pilot: tuple[float, float], whole: tuple[float, float]) -> list[str]:

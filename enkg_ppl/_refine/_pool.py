@@ -13,9 +13,11 @@ from enkg_ppl._refine._space import log_standard_normal
 from enkg_ppl._refine._steps import systematic
 from enkg_ppl._refine._stratified import draws_of, normals
 from enkg_ppl._types import AnyArray, Ensemble
+from enkg_ppl._weights import effective_size
 
-# Calibration of weights: points for each variate at least, ridge as a share of variances, and the least factor.
-LEAST_PER_VARIATE, RIDGE, LEAST_FACTOR = 10, 1e-6, 0.1
+# Calibration of weights: points for each variate at least, ridge as a share of variances, the least factor, and the
+# share of the effective size that must be left.
+LEAST_PER_VARIATE, RIDGE, LEAST_FACTOR, LEAST_KEPT = 10, 1e-4, 0.1, 0.9
 MOST_BYTES = 2**30  # of what was simulated, kept for the draws
 
 
@@ -116,7 +118,10 @@ class Pool:
             return log_weights
         covariance = np.cov(h.T) + RIDGE * np.diag(h.var(axis=0) + 1e-300)
         factor = 1 - (h - mean) @ np.linalg.solve(covariance, mean)
-        return log_weights + np.log(np.maximum(factor, LEAST_FACTOR))
+        calibrated = log_weights + np.log(np.maximum(factor, LEAST_FACTOR))
+        # Where few points decide, the factors are chance themselves.
+        helps = effective_size(calibrated) > LEAST_KEPT * effective_size(log_weights)
+        return calibrated if helps else log_weights
 
 
 def _zero_means(reference: Reference, z: Ensemble, log_density) -> Float[np.ndarray, "points variates"]:
