@@ -153,8 +153,8 @@ def labels(reference: Reference, z: Ensemble) -> Int[np.ndarray, " particles"]:
 def inflated(reference: Reference, factor, df: float | None = None) -> Reference:
     """The same reference with the covariance of every component multiplied by `factor`, and perhaps another `df`."""
     m = reference.mixture
-    df = m.df if df is None else df
-    return Reference(mixture(m.log_weights, m.means, m.chols * np.sqrt(factor), df), reference.warp)
+    new_df = m.df if df is None else df
+    return Reference(mixture(m.log_weights, m.means, m.chols * np.sqrt(factor), new_df), reference.warp)
 
 
 def around(
