@@ -21,8 +21,10 @@ from enkg_ppl import (
     blackbox,
     infer,
 )
-from enkg_ppl._refine._importance import flattening
+from enkg_ppl._forward import Evaluator
+from enkg_ppl._refine._importance import _Sampling, flattening
 from enkg_ppl._refine._mixture_fit import Shape, fit
+from enkg_ppl._refine._peaks import Found, Peak
 from enkg_ppl._refine._pool import Halves, Pool, Proposal
 from enkg_ppl._refine._reference import around
 from enkg_ppl._refine._stratified import draws_of, latin_hypercube
@@ -36,6 +38,7 @@ LINEAR = InverseProblem(
 )
 COVARIANCE = np.linalg.inv(np.eye(6) + A.T @ A / NOISE**2)
 MEAN = COVARIANCE @ A.T @ Y / NOISE**2
+FOUND = Found((Peak(np.zeros(2), 0.0, np.eye(2), 0.0, 9),), 9, 1.0, 4)
 EVIDENCE = multivariate_normal(np.zeros(4), A @ A.T + NOISE**2 * np.eye(4)).logpdf(Y)
 
 
@@ -94,6 +97,17 @@ def test_points_are_not_weighed_by_mixtures_that_were_fitted_to_them():
     error = crossed.std(ddof=1) / 30**0.5
     assert abs(crossed.mean() - 1) < 4 * error
     assert own.mean() < 1 - 6 * own.std(ddof=1) / 30**0.5, "this is what it guards against"
+
+
+def test_each_pool_gets_the_mixture_that_is_fitted_to_the_other():
+    halves, rng = Halves(2), np.random.default_rng(4)
+    for pool, place in zip(halves.pools, (-2.0, 2.0), strict=True):
+        z = place + 0.3 * rng.standard_normal((200, 2))
+        pool.add(Proposal(), z, norm(place, 0.3).logpdf(z).sum(1) - norm.logpdf(z).sum(1))
+    sampling = _Sampling(AdaptiveImportanceSampling(), rng, Evaluator(LINEAR, 8), halves, np.dtype(float), J, FOUND)
+    first, second = sampling.refit(sampling.look(400))
+    assert np.all(first.mixture.means[first.mixture.log_weights > -np.inf] > 1)
+    assert np.all(second.mixture.means[second.mixture.log_weights > -np.inf] < -1)
 
 
 def normal_pool(rng, n: int = 400) -> Pool:
