@@ -17,7 +17,7 @@ from validation.__main__ import main
 from validation.lines import FAIR, GOOD, POOR, grade, grade_all
 from validation.methods import METHODS, Method, Result
 from validation.methods._base import kept
-from validation.peers import Step, search, summarise, table, verdict
+from validation.peers import CURVE, Step, curve, curve_figure, search, summarise, table, verdict
 from validation.report import ecdf_band, ecdf_difference, write_report
 from validation.runner import NameUnknown, choose_methods, choose_targets, plan, run_all
 from validation.store import Record, Settings, Store, group
@@ -44,6 +44,9 @@ def exact_draws(seed, num_draws):
 
 def truth():
     return Truth(exact_draws(99, 4000), "closed form", MEAN, np.sqrt(np.diag(COVARIANCE)), LOG_EVIDENCE)
+
+
+OPTIONAL = ("emcee", "nautilus", "dynesty")  # peers that nothing installs
 
 
 def toy(name="toy/linear", **changes):
@@ -82,7 +85,7 @@ def no_classifier(monkeypatch):
 # -- methods -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "emcee"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in OPTIONAL])
 def test_methods_find_a_linear_gaussian_posterior_and_count_what_they_call(name):
     method = METHODS[name]
     simulate = blackbox(lambda theta: theta @ DESIGN.T, shape=(2,), vectorized=True)
@@ -465,6 +468,54 @@ def test_the_page_of_an_empty_store(tmp_path):
 
 
 # -- peers -------------------------------------------------------------------------------------------------------
+
+
+def spending(budget: int, calls: float, failed: int = 0, method: str = "enkg") -> Step:
+    return Step("toy", method, budget, calls, 0.9 - 0.00001 * calls, 0.3, 0.2, failed)
+
+
+def test_a_curve_ends_where_the_method_stops_by_itself():
+    """At twice what it spends; what it refuses is no end."""
+    asked = []
+
+    def run(budget: int) -> Step:
+        asked.append(budget)
+        return spending(budget, min(budget, 4_000), failed=int(budget < 2_000))
+
+    steps = curve(run, 100_000)
+    assert asked == [1_000, 2_000, 5_000, 10_000]
+    assert [s.failed for s in steps] == [1, 0, 0, 0]
+    assert [s.budget for s in curve(lambda b: spending(b, b), 20_000)] == [b for b in CURVE if b <= 20_000]
+
+
+def test_the_curve_is_drawn_without_what_failed():
+    steps = [
+        spending(1_000, float("nan"), failed=1),
+        spending(2_000, 2_000),
+        spending(5_000, 4_000),
+        spending(2_000, 1_900, method="smc"),
+    ]
+    figure = curve_figure(steps)
+    panels = figure.axes
+    assert len(panels) == 3
+    lines = {line.get_label(): line.get_xydata() for line in panels[0].get_lines()}
+    np.testing.assert_allclose(lines["enkg"], [[2_000, 0.88], [4_000, 0.86]])
+    np.testing.assert_allclose(lines["smc"], [[1_900, 0.881]])
+
+
+@pytest.mark.parametrize(("name", "package"), [("nautilus", "nautilus-sampler"), ("dynesty", "dynesty")])
+def test_nested_samplers_are_optional(monkeypatch, name, package):
+    monkeypatch.setitem(__import__("sys").modules, name, None)
+    with pytest.raises(RuntimeError, match=f"method '{name}' needs the package {package}: pip install {package}"):
+        METHODS[name].run(toy(), 0, 10, False)
+
+
+@pytest.mark.parametrize("name", ["nautilus", "dynesty"])
+def test_nested_samplers_where_they_are_installed(name):
+    pytest.importorskip(name, reason=f"needs the optional peer {name}")
+    result = METHODS[name].run(toy(), 1, 200, False)
+    assert result.draws.shape[0] == 200
+    assert result.num_forward_evaluations > 200
 
 
 def step(budget, c2st, calls=None):
