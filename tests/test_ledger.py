@@ -129,7 +129,7 @@ def test_no_call_over_the_limit_in_hundreds_of_runs():
         ),
         (
             {"num_ensembles": 16},
-            "num_particles=64 in each of 16 ensembles: allow at least 1,024, or lower num_particles",
+            "num_particles=64 in each of 16 ensembles: allow at least 2,048, or lower num_particles",
         ),
         (
             {"num_ensembles": 4, "refine": TemperedSMC()},

@@ -30,6 +30,7 @@ from enkg_ppl._weights import effective_size, pareto_khat
 
 # Draws of the prior that searches begin from: per basin of a few dimensions, and at most.
 PRIOR_DRAWS, MOST_PRIOR_DRAWS = 128, 512
+AMPLE = 8  # evaluations for each draw of the prior that must be left to search again
 LEAST_ROUND, ROUND_PER_DIM = 64, 8  # draws of the first round; others at least as many
 POOR = 0.25  # efficiency of a proposal that is not drawn from at length
 LEAST_GROWTH = 0.25  # of all evaluations so far, that a round adds at least; it adds as many at most
@@ -114,7 +115,7 @@ class AdaptiveImportanceSampling(Refinement):
 
     def least_evaluations(self, dim: int) -> int:
         """With fewer there is nothing to weigh."""
-        return max(LEAST_ROUND, ROUND_PER_DIM * (dim + 1))
+        return 2 * max(LEAST_ROUND, ROUND_PER_DIM * (dim + 1))
 
     def run(
         self,
@@ -269,7 +270,8 @@ class _Sampling:
             self.evaluate.reach("searching for modes", z)
             spare = 0.5 * self.evaluate.remaining
             found = find_peaks(self.rng.spawn(1)[0], self.evaluate, z, response, self.num_particles, spare, init)
-            if found is not None and found.settled and not found.rugged:
+            is_clear = found is not None and found.settled and not found.rugged
+            if is_clear or self.evaluate.remaining < AMPLE * part:  # weights need something too
                 break
         return found
 
