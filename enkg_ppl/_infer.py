@@ -64,10 +64,10 @@ def infer(
     bound memory. `guided`: False leaves the guided flow out (where the likelihood offers no working response).
     `check`: whether a guided ensemble that nothing refines is simulated once more, to see whether it is the posterior
     (see `enkg_ppl._field_diagnostics`). `init`: latent vectors, shape (points, dim), from which modes are known to be
-    within reach: `TemperedSMC` searches from them besides, other refinements begin with particles there. `evaluator`:
-    simulates and counts, for this problem; its own limit holds where `max_forward_evaluations` is None. `last_look`:
-    the caller simulates the draws once more where they do not bring what was simulated (`Posterior.simulated`), and an
-    evaluation of each is kept for that.
+    within reach: the search for modes begins from them besides, other refinements begin with particles there.
+    `evaluator`: simulates and counts, for this problem; its own limit holds where `max_forward_evaluations` is None.
+    `last_look`: the caller simulates the draws once more where they do not bring what was simulated
+    (`Posterior.simulated`), and an evaluation of each is kept for that.
 
     Returns a `Posterior`; its `stats` say what was chosen and why, its `messages` what should not be trusted, and where
     the budget cut the run short.
@@ -151,6 +151,7 @@ def _weighted(
         evaluator=quick.evaluator(problem, evaluate),
         progress=progress,
         init=None if init is None else np.asarray(init),
+        last_look=kept_for_later,
         only_if_sound=ledger.remaining > (WORTHWHILE + 2) * num_particles + kept_for_later,
     )
     posterior = attempt.posterior

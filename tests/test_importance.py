@@ -24,7 +24,6 @@ from enkg_ppl import (
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._refine._importance import _Sampling, flattening
 from enkg_ppl._refine._mixture_fit import Shape, fit
-from enkg_ppl._refine._peaks import Found, Peak
 from enkg_ppl._refine._pool import Halves, Pool, Proposal
 from enkg_ppl._refine._reference import around
 from enkg_ppl._refine._stratified import draws_of, latin_hypercube
@@ -38,7 +37,6 @@ LINEAR = InverseProblem(
 )
 COVARIANCE = np.linalg.inv(np.eye(6) + A.T @ A / NOISE**2)
 MEAN = COVARIANCE @ A.T @ Y / NOISE**2
-FOUND = Found((Peak(np.zeros(2), 0.0, np.eye(2), 0.0, 9),), 9, 1.0, 4)
 EVIDENCE = multivariate_normal(np.zeros(4), A @ A.T + NOISE**2 * np.eye(4)).logpdf(Y)
 
 
@@ -104,7 +102,7 @@ def test_each_pool_gets_the_mixture_that_is_fitted_to_the_other():
     for pool, place in zip(halves.pools, (-2.0, 2.0), strict=True):
         z = place + 0.3 * rng.standard_normal((200, 2))
         pool.add(Proposal(), z, norm(place, 0.3).logpdf(z).sum(1) - norm.logpdf(z).sum(1))
-    sampling = _Sampling(AdaptiveImportanceSampling(), rng, Evaluator(LINEAR, 8), halves, np.dtype(float), J, FOUND)
+    sampling = _Sampling(AdaptiveImportanceSampling(), rng, Evaluator(LINEAR, 8), halves, np.dtype(float), J, 0, None)
     first, second = sampling.refit(sampling.look(400))
     assert np.all(first.mixture.means[first.mixture.log_weights > -np.inf] > 1)
     assert np.all(second.mixture.means[second.mixture.log_weights > -np.inf] < -1)
@@ -275,6 +273,32 @@ def test_it_gives_way_to_moves_where_no_mixture_fits():
     assert "weighted draws" in posterior.stats["refinement"]
     square = (np.asarray(posterior.draws) ** 2).sum(axis=1)
     assert np.abs(square - 9).max() < 0.5
+
+
+def test_what_is_too_large_to_be_kept_is_simulated_again_within_the_budget(monkeypatch):
+    monkeypatch.setattr("enkg_ppl._refine._pool.MOST_BYTES", 20_000)
+    CALLS.clear()
+    enkg = EnKG(curved, num_particles=J, progress_bar=False, max_forward_evaluations=1500)
+    with pytest.warns(UserWarning, match="budget of forward evaluations"):
+        enkg.run(jr.key(1), y=jnp.array([1.5, 0.2]))
+    assert 1400 < sum(CALLS) == enkg.num_forward_evaluations <= 1500
+    x, f = (np.asarray(enkg.get_samples()[name]) for name in ("x", "f"))
+    np.testing.assert_allclose(f, np.stack([np.exp(x[:, 0]), x[:, 0] * x[:, 1]], 1), rtol=1e-12)
+
+
+def test_weighted_draws_that_were_asked_for_say_where_they_do_not_do():
+    problem = InverseProblem(GaussianPrior.standard(9), hidden, GaussianLikelihood(jnp.array([9.0]), 0.05))
+    posterior = infer(jr.key(4), problem, num_particles=128, refine=AdaptiveImportanceSampling(max_evaluations=8.0))
+    assert any("weighted draws came to nothing more where the draws are worth" in said for said in posterior.messages)
+
+
+def test_shares_are_right_on_average_however_few_draws_there_are():
+    """Rounded to the nearest number, a share of 5 % would get none of eight draws, and the weights believe it did."""
+    reference = around(np.full((1, 2), 50.0), np.eye(2)[None], np.ones(1), 25.0, float)
+    proposal = Proposal(((0.95, reference), (0.05, None)))
+    rng = np.random.default_rng(5)
+    of_prior = [(proposal.sample(rng, 8, 2)[:, 0] < 25).sum() for _ in range(4000)]
+    assert abs(np.mean(of_prior) - 0.4) < 4 * np.std(of_prior) / 4000**0.5
 
 
 @pytest.mark.parametrize("budget", [70, 160, 400, 900])

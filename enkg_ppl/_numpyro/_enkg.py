@@ -65,9 +65,10 @@ class EnKG(MCMC):
     "parallel", on all JAX devices at once; "vectorized", side by side on one device, so that every call of the
     simulator serves all ensembles.
     `correction`, `schedule`: how the guided flow steers, and its noise levels (default `KalmanCorrection()`).
-    `refine`: "auto" (default) makes the posterior exact from the guided ensemble, by `TemperedSMC` or, in latent spaces
-    large for this many particles, `LatentSlice` (`diagnostics()` says which and why); a refinement such
-    as `TemperedSMC(...)` does so with your settings; None returns the guided ensemble as it is.
+    `refine`: "auto" (default) makes the posterior exact: by weighted draws (`AdaptiveImportanceSampling`) where those
+    do, else from the guided ensemble by `TemperedSMC` or, in latent spaces large for this many particles, `LatentSlice`
+    (`diagnostics()` says which and why); a refinement such as `TemperedSMC(...)` does so with your settings; None
+    returns the guided ensemble as it is.
     `max_forward_evaluations`: of the simulator, for the whole run, shared equally by the ensembles; never exceeded. A
     warning says where it cut the run short; what it cannot pay for at all is refused before the first simulation.
     `progress_bar`: show one.
@@ -75,7 +76,7 @@ class EnKG(MCMC):
     `init`: known starting points, a dictionary with a value of every latent site, or a list of such; modes within
     their reach are found, whatever else is.
 
-    Source: Zheng et al., arXiv 2409.20175 (guidance); see `TemperedSMC` for the refinement.
+    Source: Zheng et al., arXiv 2409.20175 (guidance); the refinements have their own.
     """
 
     def __init__(

@@ -14,13 +14,14 @@ from jaxtyping import Float, Int
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._likelihood import Response
 from enkg_ppl._posterior import Posterior
+from enkg_ppl._prior import Prior
 from enkg_ppl._refine._base import Progress, Refinement, host_rng, standardised
 from enkg_ppl._refine._blocks import block_size
 from enkg_ppl._refine._coordinates import decode_all, encode_all
 from enkg_ppl._refine._missing import ended_beside, missing_modes
 from enkg_ppl._refine._mixing import DFS
 from enkg_ppl._refine._mixture_fit import Shape, best_shape, equal_draws, fit
-from enkg_ppl._refine._peaks import Found, find_peaks, nearest_peak
+from enkg_ppl._refine._peaks import Found, Peak, find_peaks, nearest_peak
 from enkg_ppl._refine._pool import Halves, Pool, Proposal
 from enkg_ppl._refine._reference import Reference, around, inflated
 from enkg_ppl._refine._space import log_standard_normal
@@ -149,77 +150,29 @@ class AdaptiveImportanceSampling(Refinement):
         progress: Progress | None = None,
         init: Ensemble | None = None,
         only_if_sound: bool = False,
+        last_look: int = 0,
     ) -> Attempt:
         """As `run`, and whether the result can be trusted.
 
         `only_if_sound`: whether to leave it where the search for modes has cast a doubt on whatever could follow.
+        `last_look`: evaluations to leave over where what is simulated is too much to be kept for the draws.
         """
         evaluate = evaluator or Evaluator(standardised(problem), block_size(num_particles))
-        count, num_failed, dim = evaluate.count, evaluate.num_failed, problem.dim
-        rng, pool, rounds = host_rng(key), Halves(dim), []
-        sampling = _Sampling(self, rng, evaluate, pool, np.dtype(problem.prior.location.dtype), num_particles)
-
-        def say(fraction: float, words: str) -> None:
-            if progress is not None:
-                progress(fraction, words)
-
-        say(0.0, "searching for modes")
+        before, failed_before = evaluate.count, evaluate.num_failed
+        dtype = np.dtype(problem.prior.location.dtype)
+        sampling = _Sampling(
+            self, host_rng(key), evaluate, Halves(problem.dim), dtype, num_particles, last_look, progress
+        )
         known = None if init is None else encode_all(problem.prior, init, evaluate.batch_size)
         found = sampling.search(known)
         if found is None or not found.peaks or (only_if_sound and (found.rugged or not found.settled)):
             return Attempt(None, False, found)
-        sampling.found = found
-        start, target = _around(found, dim, sampling.dtype), sampling.target
-        references, peaks = (start, start), start if found.several else None
-        size = sampling.affordable(max(LEAST_ROUND, ROUND_PER_DIM * (dim + 1)))
-        if not size:
+        rounds = sampling.adapt(found)
+        if not rounds:
             return Attempt(None, False, found)
-        while size:
-            proposals = [sampling.proposal(reference, peaks) for reference in references]
-            drawn = sampling.draw(proposals, size)
-            rounds.append(sampling.look(size))
-            now = rounds[-1]
-            evaluate.reach(f"{now.ess:,.0f} of {target:,.0f} effective draws", drawn)
-            say(min(now.ess / target, 1.0), f"{now.ess:,.0f} of {target:,.0f} effective draws")
-            size = sampling.next_size(rounds)
-            if size and not (now.flattening < 1 and now.efficiency >= POOR):  # rather more draws from a good proposal
-                references = sampling.refit(now)
-        last, log_weights = rounds[-1], pool.log_weights()
-        power = 1.0 if last.ess >= FEW else last.flattening  # a handful of points would say less than wider draws
-        chosen = pool.resample(rng, num_particles, power)
-        points, again = np.unique(chosen, return_inverse=True)
-        z = pool.z[points].astype(sampling.dtype)
-        messages = missing_modes(found, z[again], weighted=True)
-        wider = "" if power == 1 else f", so they are wider than the posterior (its power {power:.2g})"
-        doubts = found.rugged or not found.settled or ended_beside(found, z[again])
-        fits = last.is_enough and not doubts and not messages
-        if not last.is_enough and evaluate.ledger.short:
-            messages.append(
-                f"the budget of forward evaluations ended where the draws are worth {last.ess:,.0f} independent ones "
-                f"and {target:,.0f} were due{wider}; raise max_forward_evaluations, or lower num_particles"
-            )
-        if last.is_enough:
-            evaluate.ledger.short = False  # what could not be paid for was not needed
-        log_likelihood = pool.log_target[points] - log_standard_normal(np.asarray(z, float))
-        posterior = Posterior(
-            draws=decode_all(problem.prior, z, evaluate.batch_size)[again],
-            log_likelihood=log_likelihood[again].astype(sampling.dtype),
-            log_evidence=log_mean_exp(pool.calibrated_log_weights()),
-            log_evidence_error=float(np.sqrt(max(1 / last.ess - 1 / len(pool), 0.0))),
-            num_forward_evaluations=evaluate.count - count,
-            method="AdaptiveImportanceSampling",
-            stats={
-                "num_rounds": len(rounds),
-                "weight_ess": last.ess,
-                "weights": len(pool),
-                "num_searches": found.num_searches,
-                "num_peaks": len(found.peaks),
-                "num_failed": evaluate.num_failed - num_failed,
-            },
-            messages=messages,
-            log_weights=log_weights,
-            simulated=pool.simulated_at(chosen),
-        )
+        posterior, fits = sampling.resampled(problem.prior, found, rounds)
+        posterior.num_forward_evaluations = evaluate.count - before
+        posterior.stats["num_failed"] = evaluate.num_failed - failed_before
         return Attempt(posterior, fits, found)
 
 
@@ -233,7 +186,9 @@ class _Sampling:
     pool: Halves
     dtype: np.dtype
     num_particles: int
-    found: Found | None = None
+    last_look: int
+    progress: Progress | None
+    several: tuple[Peak, ...] = ()  # peaks, where there is more than one
     shape: Shape | None = None
     chosen_at: int = 0  # evaluations when the shape was chosen
 
@@ -255,8 +210,13 @@ class _Sampling:
         """Effective size of the weights that a mixture can be fitted to."""
         return min(FITTED_PER_DIM * (self.dim + 1), self.target)
 
+    def say(self, fraction: float, words: str) -> None:
+        if self.progress is not None:
+            self.progress(min(fraction, 1.0), words)
+
     def search(self, init: Ensemble | None) -> Found | None:
         """Draw from the prior, and look for peaks from there; once more where that leaves a doubt."""
+        self.say(0.0, "searching for modes")
         size = min(PRIOR_DRAWS * 2 ** min(self.dim, 10), MOST_PRIOR_DRAWS, max(self.num_particles, LEAST_ROUND))
         found, drawn = None, []
         for _ in range(2):
@@ -275,9 +235,78 @@ class _Sampling:
                 break
         return found
 
+    def adapt(self, found: Found) -> list[_Round]:
+        """Rounds of draws, each from mixtures fitted to all that came before, until it is enough or there is no more to
+        be had."""
+        self.several = found.several
+        start = _around(found, self.dtype)
+        references, peaks = (start, start), start if found.several else None
+        rounds: list[_Round] = []
+        size = self.affordable(self.least_round)
+        while size:
+            drawn = self.draw([self.proposal(reference, peaks) for reference in references], size)
+            rounds.append(self.look(size))
+            now = rounds[-1]
+            words = f"{now.ess:,.0f} of {now.target:,.0f} effective draws"
+            self.evaluate.reach(words, drawn)
+            self.say(now.ess / now.target, words)
+            size = self.next_size(rounds)
+            if size and (now.flattening == 1 or now.efficiency < POOR):  # else rather more draws from a good proposal
+                references = self.refit(now)
+        return rounds
+
+    def resampled(self, prior: Prior, found: Found, rounds: list[_Round]) -> tuple[Posterior, bool]:
+        """Equally weighted draws, and whether they can be trusted."""
+        last, pool = rounds[-1], self.pool
+        power = 1.0 if last.ess >= FEW else last.flattening  # a handful of points would say less than wider draws
+        chosen = pool.resample(self.rng, self.num_particles, power)
+        points, again = np.unique(chosen, return_inverse=True)
+        z = pool.z[points].astype(self.dtype)
+        messages = missing_modes(found, z[again], weighted=True)
+        doubts = found.rugged or not found.settled or ended_beside(found, z[again])
+        fits = last.is_enough and not doubts and not messages
+        if last.is_enough:
+            self.evaluate.ledger.short = False  # what could not be paid for was not needed
+        else:
+            messages.append(self._not_enough(last, power))
+        log_likelihood = pool.log_target[points] - log_standard_normal(np.asarray(z, float))
+        posterior = Posterior(
+            draws=decode_all(prior, z, self.evaluate.batch_size)[again],
+            log_likelihood=log_likelihood[again].astype(self.dtype),
+            log_evidence=log_mean_exp(pool.calibrated_log_weights()),
+            log_evidence_error=float(np.sqrt(max(1 / last.ess - 1 / len(pool), 0.0))),
+            num_forward_evaluations=0,
+            method="AdaptiveImportanceSampling",
+            stats={
+                "num_rounds": len(rounds),
+                "weight_ess": last.ess,
+                "weights": len(pool),
+                "num_searches": found.num_searches,
+                "num_peaks": len(found.peaks),
+            },
+            messages=messages,
+            log_weights=pool.log_weights(),
+            simulated=pool.simulated_at(chosen),
+        )
+        return posterior, fits
+
+    def _not_enough(self, last: _Round, power: float) -> str:
+        """What the user should read where the draws are worth less than was wanted."""
+        short = self.evaluate.ledger.short
+        ended = "the budget of forward evaluations ended" if short else "weighted draws came to nothing more"
+        remedy = "raise max_forward_evaluations, or lower num_particles" if short else "leave refine at 'auto'"
+        wider = "" if power == 1 else f", so they are wider than the posterior (its power {power:.2g})"
+        worth = f"the draws are worth {last.ess:,.0f} independent ones and {last.target:,.0f} were due"
+        return f"{ended} where {worth}{wider}; {remedy}"
+
     @property
     def dim(self) -> int:
         return self.pool.pools[0].z.shape[1]
+
+    @property
+    def least_round(self) -> int:
+        """Draws of the first round."""
+        return max(LEAST_ROUND, ROUND_PER_DIM * (self.dim + 1))
 
     def draw(self, proposals: Sequence[Proposal], size: int) -> Ensemble:
         """Half of the draws from each proposal, for its own pool."""
@@ -319,7 +348,7 @@ class _Sampling:
         hopeless = now.flattening < NEAR or max(total, projected) > self.settings.max_evaluations * unit
         if total > FREE * unit and hopeless:
             return 0
-        least = max(LEAST_ROUND, ROUND_PER_DIM * (self.dim + 1))
+        least = self.least_round
         if now.efficiency < POOR:  # another fit helps more than more draws from this one
             return self.affordable(int(max(2 * least, LEAST_GROWTH * total)))
         wanted = self.target if now.flattening == 1 else min(self.target, self.to_fit)
@@ -328,8 +357,9 @@ class _Sampling:
 
     def affordable(self, size: int) -> int:
         """So many draws, or what is left to pay; 0 where that is hardly any."""
-        if not self.evaluate.affords(size):
-            size = int(self.evaluate.remaining)
+        reserve = 0 if self.pool.keeps(size) else self.last_look
+        if not self.evaluate.affords(size + reserve):
+            size = int(self.evaluate.remaining - reserve)
         return size // 2 * 2 if size >= LEAST_ROUND // 4 else 0
 
     def refit(self, now: _Round) -> tuple[Reference, Reference]:
@@ -361,8 +391,7 @@ class _Sampling:
 
     def _labels(self, z: Ensemble) -> Int[np.ndarray, " particles"] | None:
         """The peak that each point belongs to; None where there is only one."""
-        assert self.found is not None
-        return nearest_peak(self.found.several, z) if self.found.several else None
+        return nearest_peak(self.several, z) if self.several else None
 
 
 def flattening(log_weights: Float[np.ndarray, " points"], least: float) -> float:
@@ -378,7 +407,7 @@ def flattening(log_weights: Float[np.ndarray, " points"], least: float) -> float
     return low
 
 
-def _around(found: Found, dim: int, dtype) -> Reference:
+def _around(found: Found, dtype) -> Reference:
     """A component for each peak, somewhat wider than Laplace's approximation.
 
     Also for those that Laplace thinks nothing of: a search may end on the slope of a mode that it did not reach.

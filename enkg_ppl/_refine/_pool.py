@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from enkg_ppl._refine._reference import Reference
 from enkg_ppl._refine._space import log_standard_normal
 from enkg_ppl._refine._steps import systematic
-from enkg_ppl._refine._stratified import draws_of, normals
+from enkg_ppl._refine._stratified import draws_of, normals, shared_out
 from enkg_ppl._types import AnyArray, Ensemble
 from enkg_ppl._weights import effective_size
 
@@ -35,9 +35,9 @@ class Proposal(NamedTuple):
         return np.logaddexp.reduce(parts, axis=0)
 
     def sample(self, rng: np.random.Generator, n: int, dim: int) -> Ensemble:
-        """Each part has its share of the draws to the nearest one, the first what the others leave."""
-        counts = [round(share * n) for share, _ in self.parts[1:]]
-        counts = [n - sum(counts), *counts]
+        """Each part has its share of the draws to the nearest one, above or below at random: on average just that."""
+        which = shared_out(rng, np.array([share for share, _ in self.parts]), n)
+        counts = np.bincount(which, minlength=len(self.parts))
         return np.concatenate([
             normals(rng, count, dim) if part is None else draws_of(rng, part, count)
             for count, (_, part) in zip(counts, self.parts, strict=True)
@@ -64,7 +64,7 @@ class Pool:
         self._proposals: list[Proposal] = []
         self._counts: list[int] = []
         self._log_q = np.empty((0, 0))  # of every point under every proposal
-        self._keeps = True
+        self._bytes_a_point = 0.0
 
     def __len__(self) -> int:
         return len(self.z)
@@ -84,14 +84,20 @@ class Pool:
         self._keep(simulated)
 
     def _keep(self, simulated: Any) -> None:
-        if simulated is None or not self._keeps:
+        if simulated is None:
             return
-        if self.simulated is None:
+        new = len(jax.tree.leaves(simulated)[0])
+        self._bytes_a_point = sum(a.nbytes for a in jax.tree.leaves(simulated)) / new
+        if not self.keeps(0):
+            self.simulated = None
+        elif len(self) == new:
             self.simulated = simulated
         else:
             self.simulated = jax.tree.map(lambda *parts: np.concatenate(parts), self.simulated, simulated)
-        if sum(a.nbytes for a in jax.tree.leaves(self.simulated)) > MOST_BYTES:
-            self.simulated, self._keeps = None, False
+
+    def keeps(self, more: int) -> bool:
+        """Whether what is simulated is kept, so many points on."""
+        return self._bytes_a_point * (len(self) + more) <= MOST_BYTES
 
     def _log_mean_density(self) -> Float[np.ndarray, " points"]:
         """Of all proposals together, at every point."""
@@ -160,6 +166,10 @@ class Halves:
     @property
     def log_target(self) -> Float[np.ndarray, " points"]:
         return np.concatenate([pool.log_target for pool in self.pools])
+
+    def keeps(self, more: int) -> bool:
+        """Whether what is simulated is kept, so many points on."""
+        return all(pool.keeps(more // 2) for pool in self.pools)
 
     def log_weights(self) -> Float[np.ndarray, " points"]:
         """Their mean estimates the evidence."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from enkg_ppl._refine._reference import Reference
 from enkg_ppl._special import gammaincinv, ndtri
@@ -24,11 +24,16 @@ def normals(rng: np.random.Generator, n: int, d: int) -> Ensemble:
     return np.asarray(ndtri(latin_hypercube(rng, n, d)))
 
 
+def shared_out(rng: np.random.Generator, shares: Float[np.ndarray, " parts"], n: int) -> Int[np.ndarray, " n"]:
+    """Parts of n draws, in order: each has its share of them to the nearest one, and on average just that."""
+    edges = np.cumsum(shares) / shares.sum()
+    return np.minimum(np.searchsorted(edges, (np.arange(n) + rng.random()) / n), len(edges) - 1)
+
+
 def draws_of(rng: np.random.Generator, reference: Reference, n: int) -> Ensemble:
     """Draws of a mixture: each component has its share of them to the nearest one, and those are stratified."""
-    weights, d, df = np.exp(reference.mixture.log_weights), reference.mixture.means.shape[1], float(reference.df)
-    edges = np.cumsum(weights) / weights.sum()
-    component = np.minimum(np.searchsorted(edges, (np.arange(n) + rng.random()) / n), len(edges) - 1)
+    d, df = reference.mixture.means.shape[1], float(reference.df)
+    component = shared_out(rng, np.exp(reference.mixture.log_weights), n)
     uniforms = np.empty((n, d + 1))
     for k in np.unique(component):
         rows = component == k
