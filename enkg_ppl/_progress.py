@@ -136,10 +136,13 @@ class _Stage:
 
     def __init__(self):
         self.share, self.is_done = 0.0, False
-        self._begun, self._fraction = GUIDE_SHARE, 0.0  # of the run of the refinement that is under way
+        self._begun, self._fraction = 0.0, 0.0  # of the run of the refinement that is under way
+        self._before: float | None = None  # how far it was when the guided flow began, perhaps after weighted draws
 
     def guided(self, fraction: float) -> None:
-        self.share = GUIDE_SHARE * fraction
+        before = self._before = self.share if self._before is None else self._before
+        self._begun, self._fraction = before + GUIDE_SHARE * (1 - before), 0.0
+        self.share = before + GUIDE_SHARE * (1 - before) * fraction
 
     def refined(self, fraction: float) -> None:
         if fraction < self._fraction:

@@ -127,6 +127,20 @@ def test_an_error_leaves_it_as_it_is():
     assert run.shares[-1] == 15
 
 
+def test_weighted_draws_begin_at_nothing_and_what_follows_goes_on_from_there():
+    run = Run()
+    with run.bar:
+        run.bar.refine(0, 0.0, "searching for modes")
+        assert run.shares[-1] == 0
+        run.bar.refine(0, 0.5, "100 of 200 effective draws")
+        assert run.shares[-1] == 33
+        for level in range(1, 9):
+            run.bar.guide(0, level, 8)
+        assert run.shares[-1] == 53  # 33 % and three tenths of the rest
+        run.bar.refine(0, 0.2, "temperature 0.2")
+    assert run.shares == sorted(run.shares)
+
+
 def test_compiling_is_seen():
     assert not compiling()
     seen = []

@@ -191,6 +191,7 @@ class _Sampling:
     several: tuple[Peak, ...] = ()  # peaks, where there is more than one
     shape: Shape | None = None
     chosen_at: int = 0  # evaluations when the shape was chosen
+    so_far: float = 0.0  # as a share of what is to be done
 
     @property
     def target(self) -> float:
@@ -211,8 +212,9 @@ class _Sampling:
         return min(FITTED_PER_DIM * (self.dim + 1), self.target)
 
     def say(self, fraction: float, words: str) -> None:
+        self.so_far = max(self.so_far, min(fraction, 1.0))  # the effective size may fall when a tail is found
         if self.progress is not None:
-            self.progress(min(fraction, 1.0), words)
+            self.progress(self.so_far, words)
 
     def search(self, init: Ensemble | None) -> Found | None:
         """Draw from the prior, and look for peaks from there; once more where that leaves a doubt."""
