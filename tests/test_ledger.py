@@ -263,7 +263,7 @@ def test_no_call_over_the_limit_where_starts_are_tried():
 
     for per_particle in range(5, 17):
         budget = 32 * per_particle + 13
-        enkg = EnKG(scaled, num_particles=32, max_forward_evaluations=budget, progress_bar=False)
+        enkg = EnKG(scaled, num_particles=32, refine=TemperedSMC(), max_forward_evaluations=budget, progress_bar=False)
         before = simulate.num_calls
         with pytest.warns(UserWarning, match="max_forward_evaluations"):
             enkg.run(jr.key(0), y=Y)

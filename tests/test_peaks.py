@@ -9,6 +9,7 @@ from scipy.stats import multivariate_normal, norm
 
 from enkg_ppl import GaussianLikelihood, GaussianPrior, InverseProblem, TemperedSMC, infer
 from enkg_ppl._forward import Evaluator
+from enkg_ppl._ledger import Ledger
 from enkg_ppl._likelihood import Likelihood, Response
 from enkg_ppl._refine import _tempered_smc
 from enkg_ppl._refine._missing import evidence_disagrees, missing_modes, shares_apart, shares_disagree
@@ -25,8 +26,8 @@ ROOTS = InverseProblem(
 )
 
 
-def searched(problem, num_particles=256, num_draws=256, **options):
-    evaluate = Evaluator(problem, 256)
+def searched(problem, num_particles=256, num_draws=256, ledger=None, **options):
+    evaluate = Evaluator(problem, 256, ledger=ledger)
     z = np.random.default_rng(0).standard_normal((num_draws, problem.dim))
     response = evaluate.response(z)
     before = evaluate.count
@@ -45,6 +46,18 @@ def test_every_root_is_found_with_its_mass():
     np.testing.assert_allclose(np.exp(evidence - np.logaddexp.reduce(evidence)), mass, rtol=0.02)
     assert found.settled
     assert not missing_modes(found, np.repeat(at, 100, axis=0))
+
+
+@pytest.mark.parametrize("spare", [20, 60, 150, 400])
+def test_a_search_that_the_budget_cuts_says_so(spare):
+    """It needs more than 400 evaluations; what its own allowance ends, for few particles, is no want of budget."""
+    ledger = Ledger(limit=10_000)
+    assert searched(ROOTS, ledger=ledger, spare=spare)[1] <= spare
+    assert ledger.short
+    for options in ({"spare": 8_000}, {"num_particles": 16}):
+        ledger = Ledger(limit=10_000)
+        assert searched(ROOTS, ledger=ledger, **options)[1] > 400
+        assert not ledger.short
 
 
 def test_one_gaussian_is_one_peak_with_the_exact_evidence():

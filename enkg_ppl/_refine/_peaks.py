@@ -132,16 +132,27 @@ class _Searches:
 
 
 class _Objective:
-    """Log of prior times likelihood at many z, counted against an allowance."""
+    """Log of prior times likelihood at many z.
 
-    def __init__(self, evaluate: Evaluator, allowance: int, dtype):
-        self.evaluate, self.left, self.dtype = evaluate, allowance, dtype
+    Evaluations left: `of_round` and `of_search`, that the search allows itself, and `spare`, that the budget does.
+    """
+
+    def __init__(self, evaluate: Evaluator, of_search: float, spare: float, dtype):
+        self.evaluate, self.of_round, self.of_search, self.spare = evaluate, of_search, of_search, spare
+        self.dtype = dtype
 
     def affords(self, n: int) -> bool:
-        return n <= min(self.left, self.evaluate.remaining)
+        """Only what the budget does not allow, though the search would, has cut the run short."""
+        if n > min(self.of_round, self.of_search):
+            return False
+        within = n <= self.spare
+        self.evaluate.ledger.short |= not within
+        return within and self.evaluate.affords(n)
 
     def __call__(self, z: Float[np.ndarray, "n dim"]) -> tuple[np.ndarray, Response]:
-        self.left -= len(z)
+        self.of_round, self.of_search, self.spare = (
+            left - len(z) for left in (self.of_round, self.of_search, self.spare)
+        )
         z = z.astype(self.dtype)
         log_likelihood, response = self.evaluate.log_likelihood_and_response(z)
         response = Response(*(np.asarray(a, float) for a in response))
@@ -171,13 +182,16 @@ def find_peaks(
     response = Response(*(np.asarray(a, float) for a in response))
     z = np.asarray(z)
     order, num_highest = _starting_points(z.astype(float), _approximate(z, response))
-    left = min(ALL_EVALUATIONS * num_particles, spare)
-    allowance = min(EVALUATIONS * num_particles, left)
-    most = min(MOST_SEARCHES, int(allowance // (d + 8)))
+    objective = _Objective(evaluate, ALL_EVALUATIONS * num_particles, spare, z.dtype)
+    usual, most = (
+        int(min(MOST_SEARCHES, allowance // (d + 8)))
+        for allowance in (EVALUATIONS * num_particles, min(EVALUATIONS * num_particles, max(spare, 0)))
+    )
+    evaluate.ledger.short |= most < usual
     batch = min(most, max(num_highest, MOST_SEARCHES // 2))
     ends, found = None, None
     for _ in range(MOST_ROUNDS):
-        objective = _Objective(evaluate, int(min(allowance, left)), z.dtype)
+        objective.of_round = EVALUATIONS * num_particles
         if len(order) < batch and found is not None and objective.affords(len(z) + batch * (d + 2)):
             z = rng.standard_normal(z.shape).astype(z.dtype)
             order, _ = _starting_points(z.astype(float), objective(z)[0])
@@ -194,7 +208,6 @@ def find_peaks(
         _go_on(rng, objective, ends)
         _merge(ends)
         found = _peaks(objective, ends)
-        left -= min(allowance, left) - objective.left
         if found.settled:
             break
         batch = most
