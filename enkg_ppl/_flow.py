@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from enkg_ppl._multistep import HIGHEST, flow_down, flow_up
 from enkg_ppl._prior import Prior
 from enkg_ppl._prior._product import ProductPrior
 from enkg_ppl._reverse_sde import reverse_sde_sample
@@ -37,12 +38,8 @@ DIRECTIONS_AT_A_TIME = 16
 # the prior's widest direction are still resolved at the end.
 SIGMA_MAX_OVER_SCALE = 200.0
 SIGMA_MIN_OVER_SCALE = 1e-4
-# The flow in a fixed number of steps, as a refinement takes it for every particle that it simulates: four evaluations
-# of the denoiser a step. Features of a 25th of the prior's scale come out half a per cent wide, of a hundredth 1.5 %
-# (with as many evaluations in steps of Heun's method: 6 and 11 %). Single paths may end up elsewhere.
-FIXED_STEPS = 12
 QUICK_STEPS = 12  # of the reverse SDE, one evaluation each
-FIXED_SIGMA_MAX_OVER_SCALE, FIXED_SIGMA_MIN_OVER_SCALE = 20.0, 1e-3
+CORRECTIONS = 2  # of z, by what its own x lacks; each makes the error some thirty times smaller
 
 
 def euler_step(prior: Prior, x: Vector, sigma: Scalar, sigma_next: Scalar) -> Vector:
@@ -86,43 +83,23 @@ def decode(prior: Prior, z: Vector) -> Vector:
         return prior.decode(z)
     if isinstance(prior, ProductPrior):
         return prior.decode(z, decode)
-    low, high = _fixed_range(prior)
-    u = _runge_kutta(prior, z, high, low)
-    return prior.location + Flow(prior)._width(low) * u
+    return flow_down(prior, z)
 
 
-def encode(prior: Prior, x: Vector) -> Vector:
-    """z for one x, the inverse of `decode` up to the error of its steps."""
+def encode(prior: Prior, x: Vector, num_corrections: int = CORRECTIONS) -> Vector:
+    """z for one x, the inverse of `decode`.
+
+    `num_corrections`: without any, z is that of the flow, whose steps differ from those of `decode`.
+    """
     if prior.has_transport:
         return prior.encode(x)
     if isinstance(prior, ProductPrior):
-        return prior.encode(x, encode)
-    low, high = _fixed_range(prior)
-    return _runge_kutta(prior, (x - prior.location) / Flow(prior)._width(low), low, high)
-
-
-def _fixed_range(prior: Prior) -> tuple[Scalar, Scalar]:
-    scale = jnp.asarray(prior.scale, prior.location.dtype)
-    return jnp.log(FIXED_SIGMA_MIN_OVER_SCALE * scale), jnp.log(FIXED_SIGMA_MAX_OVER_SCALE * scale)
-
-
-def _runge_kutta(prior: Prior, u: Vector, start: Scalar, end: Scalar) -> Vector:
-    """The classical Runge-Kutta method in log sigma, equal steps.
-
-    Not by diffrax: its checks are host callbacks, which keep a program out of JAX's compilation cache and would make
-    every simulator look like host code.
-    """
-    velocity, h = Flow(prior)._velocity, (end - start) / FIXED_STEPS
-
-    @functools.partial(jax.checkpoint, prevent_cse=False)  # a gradient keeps the path's points, not a network's insides
-    def step(u, i):
-        t = start + i * h
-        first = velocity(t, u)
-        second = velocity(t + 0.5 * h, u + 0.5 * h * first)
-        third = velocity(t + 0.5 * h, u + 0.5 * h * second)
-        return u + h / 6 * (first + 2 * (second + third) + velocity(t + h, u + h * third)), None
-
-    return jax.lax.scan(step, u, jnp.arange(FIXED_STEPS, dtype=u.dtype))[0]
+        return prior.encode(x, functools.partial(encode, num_corrections=num_corrections))
+    first = flow_up(prior, x)
+    if not num_corrections:
+        return first
+    corrected = lambda z, _: (z + first - flow_up(prior, flow_down(prior, z)), None)  # noqa: E731
+    return jax.lax.scan(corrected, first, None, num_corrections)[0]
 
 
 def draw(key: Key, prior: Prior) -> Vector:
@@ -149,7 +126,7 @@ def sde_draw(key: Key, prior: Prior, num_steps: int) -> Vector:
     """Draw x from a denoiser's prior by this many steps of the reverse SDE, from noise beside which x is nothing."""
     key_noise, key_draw = jr.split(key)
     location = prior.location
-    sigma = jnp.asarray(FIXED_SIGMA_MAX_OVER_SCALE * prior.scale, location.dtype)
+    sigma = jnp.asarray(HIGHEST * prior.scale, location.dtype)
     width = jnp.sqrt(sigma**2 + prior.scale**2).astype(location.dtype)
     x = location + width * jr.normal(key_noise, location.shape, location.dtype)
     return reverse_sde_sample(key_draw, prior, x, sigma, num_steps)
@@ -319,7 +296,7 @@ class Flow(eqx.Module):
         key, count = probes or (jr.key(0), dim)
         at_a_time = min(self.prior.chunk_size or DIRECTIONS_AT_A_TIME, DIRECTIONS_AT_A_TIME, count)
 
-        @functools.partial(jax.checkpoint, prevent_cse=False)  # a gradient keeps the path alone, as in `_runge_kutta`
+        @functools.partial(jax.checkpoint, prevent_cse=False)  # a gradient keeps the path alone, as in `_multistep`
         def level(sums, inputs):
             t, u, weight, key = inputs
             _, jvp = jax.linearize(lambda u: self._velocity(t, u), u)

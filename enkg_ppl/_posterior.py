@@ -21,7 +21,8 @@ class Posterior:
     `num_forward_evaluations`: exact count, one per particle per call. `method`: what produced the draws.
     `log_weights`: of the last resampling, for diagnostics. `slope`: the linear map from latent to output that the
     guided flow learned, where it learns one. `stats`: numbers for the diagnostics. `messages`: sentences that the
-    user should read. `simulated`: all that was simulated at the draws, where it was kept.
+    user should read. `simulated`: all that was simulated at the draws, where it was kept. `z`: the standard-normal
+    vectors that the draws are the values of, for methods that move there; None where only the draws are known.
     """
 
     draws: Ensemble
@@ -36,6 +37,7 @@ class Posterior:
     messages: list[str] = dataclasses.field(default_factory=list)
     slope: Float[Array, "dim m"] | None = None
     simulated: Any = None
+    z: Ensemble | None = None
 
     @property
     def num_particles(self) -> int:

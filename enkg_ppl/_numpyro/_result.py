@@ -26,6 +26,7 @@ from enkg_ppl._programs import compiled
 from enkg_ppl._refine._blocks import in_blocks
 from enkg_ppl._refine._coordinates import decode_all, encode_all
 from enkg_ppl._refine._space import log_standard_normal
+from enkg_ppl._types import Ensemble
 
 
 class Result(SimpleNamespace):
@@ -70,6 +71,13 @@ def _look_at(likelihood: Likelihood, guided: bool, observations):
     return jax.vmap(final)(observations)
 
 
+def _standardised(prior: Prior, posterior: Posterior, block: int) -> Ensemble:
+    """The draws as N(0, I) under the prior."""
+    if posterior.z is not None:
+        return posterior.z
+    return posterior.draws if is_standard(prior) else encode_all(prior, posterior.draws, block, exact=True)
+
+
 def collect(
     model: NumPyroModel,
     problem: InverseProblem,
@@ -101,8 +109,7 @@ def collect(
     # By NumPy, which compiles nothing; then as JAX arrays, as users expect them.
     parts = jax.device_get(parts)
     samples, observations, pointwise, log_likelihood, response = jax.tree.map(lambda *a: np.stack(a), *parts)
-    scores = [p.draws if is_standard(prior) else encode_all(prior, p.draws, block) for p in posteriors]
-    z = np.stack([np.asarray(score) for score in scores])
+    z = np.stack([np.asarray(_standardised(prior, posterior, block)) for posterior in posteriors])
     potential = (-log_standard_normal(z.reshape(-1, z.shape[-1]))).reshape(z.shape[:2]) - log_likelihood
     chi2, num_data = _misfit(response)
     samples, observations, pointwise, fields = jax.tree.map(

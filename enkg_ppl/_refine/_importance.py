@@ -274,6 +274,7 @@ class _Sampling:
         log_likelihood = pool.log_target[points] - log_standard_normal(np.asarray(z, float))
         posterior = Posterior(
             draws=decode_all(prior, z, self.evaluate.batch_size)[again],
+            z=z[again],
             log_likelihood=log_likelihood[again].astype(self.dtype),
             log_evidence=log_mean_exp(pool.calibrated_log_weights()),
             log_evidence_error=float(np.sqrt(max(1 / last.ess - 1 / len(pool), 0.0))),

@@ -91,6 +91,7 @@ class LatentSlice(Refinement):
             ]
         return Posterior(
             draws=decode_all(problem.prior, ensemble.position, evaluate.batch_size),
+            z=ensemble.position,
             log_likelihood=ensemble.log_likelihood,
             num_forward_evaluations=evaluate.count - count,
             method="LatentSlice",

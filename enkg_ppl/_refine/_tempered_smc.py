@@ -147,7 +147,6 @@ class TemperedSMC(Refinement):
             z, _ = space.latents(last.ensemble.position)
             apart = self._apart(rng, room, pilot, z, runs)
         levels = [level for run in runs for level in run.levels]
-        x = decode_all(problem.prior, z, evaluate.batch_size)
         messages = _out_of_budget(runs, evaluate.limit) + missing_modes(starts.found, z) + shares_disagree(apart)
         if init is not None and starts.found is None:
             messages.append(
@@ -158,7 +157,8 @@ class TemperedSMC(Refinement):
             of_runs = [(run.log_evidence, _evidence_error(run.levels, len(run.log_weights))) for run in runs]
             messages += evidence_disagrees(*of_runs)
         return Posterior(
-            draws=x,
+            draws=decode_all(problem.prior, z, evaluate.batch_size),
+            z=z,
             log_likelihood=last.ensemble.log_likelihood,
             log_evidence=last.log_evidence,
             log_evidence_error=_evidence_error(last.levels, num_particles),
