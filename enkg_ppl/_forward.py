@@ -25,10 +25,11 @@ from enkg_ppl._types import AnyArray, Ensemble, EnsembleOutput
 
 Respond = Callable[[Ensemble], Response]  # the working responses of a whole ensemble, leading axis particles
 
-# The last few particles of a slice move should not cost a whole batch of a slow simulator: they are packed into one
-# of this share of the size.
-SMALL_BATCH_FRACTION = 8
+# The last few particles of a slice move should not cost a whole batch of a slow simulator, or of a network before it:
+# they are packed into batches of these shares of the size.
+SMALL_BATCH_FRACTION, SMALLEST_BATCH_FRACTION = 8, 32
 HOST_BATCHES = (1, 4, 16)
+LARGEST_WASTE = 0.25  # of a batch that costs what it holds, filled up with what nobody asked for
 KEPT = 4  # calls of `Evaluator.response` that are remembered
 
 
@@ -137,8 +138,8 @@ class Evaluator:
     called for them. Nor are they for particles that are not finite: these have a likelihood of zero and a response that
     is NaN, and count neither as evaluations nor among the simulations that failed, but as skipped.
     The simulator is compiled for a few numbers of particles only: in JAX for batches of `batch_size`
-    (and small ones where it has loops), in host code for up to `HOST_BATCHES` times that, so that a vectorised one
-    sees many particles in a call.
+    (and small ones where it has loops, as a network prior's flow is one), in host code for up to `HOST_BATCHES` times
+    that, so that a vectorised one sees many particles in a call.
 
     `ledger`: the account of what is simulated; callers ask `affords` first, and get `BudgetEnd` where they do not.
     `meeting`: where other ensembles' evaluations are joined with these.
@@ -159,12 +160,13 @@ class Evaluator:
         dtype = problem.prior.location.dtype
         program = jax.make_jaxpr(problem.forward)(jax.ShapeDtypeStruct((problem.dim,), dtype))
         self.on_host = calls_host(program)
-        if self.on_host:
-            sizes = {batch_size * factor for factor in HOST_BATCHES}
-        elif has_loops(program):
-            sizes = {-(-batch_size // SMALL_BATCH_FRACTION), batch_size}
-        else:
-            sizes = {batch_size}
+        sizes = {batch_size * factor for factor in (HOST_BATCHES if self.on_host else (1,))}
+        # An accelerator runs a batch in the time of a few particles.
+        self._packs = has_loops(program) and jax.default_backend() == "cpu"
+        if has_loops(program):
+            sizes.add(-(-batch_size // SMALL_BATCH_FRACTION))
+        if self.on_host and self._packs:  # a black box behind a network: compiled in a second, run for seconds
+            sizes.add(-(-batch_size // SMALLEST_BATCH_FRACTION))
         self._sizes = sorted({size if chunk_size is None else min(size, chunk_size) for size in sizes})
 
     def another(self, ledger: Ledger, meeting: Meeting | None = None) -> Evaluator:
@@ -307,6 +309,13 @@ class Evaluator:
             return self._in_batches(x, finish)
         return self.meeting.simulate(self.problem, self._in_batches, x, finish)
 
+    def _size_for(self, left: int) -> int:
+        """Size of the next batch, of those that are compiled."""
+        enough = next((size for size in self._sizes if size >= left), self._sizes[-1])
+        if not self._packs or enough - left <= LARGEST_WASTE * enough:
+            return enough
+        return max((size for size in self._sizes if size <= left), default=enough)
+
     def _in_batches(self, x: Ensemble, finish: Finish):
         """The same, in batches of the sizes that are compiled."""
         parts, start = [], 0
@@ -314,7 +323,7 @@ class Evaluator:
         with raise_host_failure() if self.on_host else nullcontext():
             while start < len(x):
                 left = len(x) - start
-                size = next((size for size in self._sizes if size >= left), self._sizes[-1])
+                size = self._size_for(left)
                 rows, kept = np.arange(start, start + size), min(size, left)
                 batch = jnp.asarray(x[np.minimum(rows, len(x) - 1)])  # filled up with the last particle
                 with only_rows(rows < len(x)) if self.on_host else nullcontext():

@@ -159,3 +159,33 @@ def test_names_say_nothing_of_what_a_program_does():
     evaluate = Evaluator(InverseProblem(GaussianPrior.standard(2), jax.jit(while_scan), LIKELIHOOD), batch_size=16)
     assert not evaluate.on_host
     assert evaluate._sizes == [16]
+
+
+def test_few_particles_cost_few_evaluations_of_a_network():
+    """A network before a black box runs for rows that fill up a batch as well, so batches are packed."""
+    rows, seen = [0], []
+
+    def note(x):
+        rows[0] += x.size
+        return np.zeros_like(x)
+
+    def network(x, _):  # of which there is a loop, as in a flow
+        return x + jax.pure_callback(note, jax.ShapeDtypeStruct((), x.dtype), x[0], vmap_method="expand_dims"), None
+
+    box = blackbox(lambda x: (seen.append(len(x)), careful(x))[1], (2,), vectorized=True)
+
+    def forward(z):
+        return box(jax.lax.scan(network, z, None, length=3)[0])
+
+    evaluate = Evaluator(InverseProblem(GaussianPrior.standard(2), forward, LIKELIHOOD), batch_size=256)
+    for num, most in ((256, 256), (200, 256), (100, 104), (37, 40), (5, 8), (1024, 1024), (1100, 1104)):
+        rows[0] = 0
+        seen.clear()
+        z = np.random.default_rng(num).standard_normal((num, 2))
+        np.testing.assert_allclose(
+            evaluate.log_likelihood(z),
+            Evaluator(InverseProblem(GaussianPrior.standard(2), box, LIKELIHOOD), batch_size=256).log_likelihood(z),
+            rtol=1e-6,
+        )
+        assert rows[0] <= 3 * most, num
+        assert sum(seen) == 2 * num

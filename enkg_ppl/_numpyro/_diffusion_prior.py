@@ -295,7 +295,7 @@ class DiffusionReparam(Reparam):
 
     For gradient-based inference where the simulator has a gradient: ``numpyro.handlers.reparam(model,
     config={"x": DiffusionReparam()})``. The site's value is the flow of z in a fixed number of steps, the very map that
-    `EnKG`'s refinements use, so both have the same posterior, and no density of the flow is needed: 48 evaluations of
+    `EnKG`'s refinements use, so both have the same posterior, and no density of the flow is needed: 24 evaluations of
     the network for a gradient in place of hundreds and their divergences. Prefer it for NUTS above a few dimensions, or
     where the data are weak. Without it the geometry is that of x, which is better where the data tell all of x, and
     needed by guides that are to look like x.
