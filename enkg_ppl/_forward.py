@@ -30,6 +30,7 @@ Respond = Callable[[Ensemble], Response]  # the working responses of a whole ens
 SMALL_BATCH_FRACTION, SMALLEST_BATCH_FRACTION = 8, 32
 HOST_BATCHES = (1, 4, 16)
 LARGEST_WASTE = 0.25  # of a batch that costs what it holds, filled up with what nobody asked for
+MANY_BATCHES = 24  # after which smaller ones are worth a program of their own
 KEPT = 4  # calls of `Evaluator.response` that are remembered
 
 
@@ -138,8 +139,8 @@ class Evaluator:
     called for them. Nor are they for particles that are not finite: these have a likelihood of zero and a response that
     is NaN, and count neither as evaluations nor among the simulations that failed, but as skipped.
     The simulator is compiled for a few numbers of particles only: in JAX for batches of `batch_size`
-    (and small ones where it has loops, as a network prior's flow is one), in host code for up to `HOST_BATCHES` times
-    that, so that a vectorised one sees many particles in a call.
+    (and, in long runs, small ones where it has loops, as a network prior's flow is one), in host code for up to
+    `HOST_BATCHES` times that, so that a vectorised one sees many particles in a call.
 
     `ledger`: the account of what is simulated; callers ask `affords` first, and get `BudgetEnd` where they do not.
     `meeting`: where other ensembles' evaluations are joined with these.
@@ -161,13 +162,22 @@ class Evaluator:
         program = jax.make_jaxpr(problem.forward)(jax.ShapeDtypeStruct((problem.dim,), dtype))
         self.on_host = calls_host(program)
         sizes = {batch_size * factor for factor in (HOST_BATCHES if self.on_host else (1,))}
+        self._usual_sizes = self._within_chunks(sizes)
         # An accelerator runs a batch in the time of a few particles.
         self._packs = has_loops(program) and jax.default_backend() == "cpu"
         if has_loops(program):
             sizes.add(-(-batch_size // SMALL_BATCH_FRACTION))
-        if self.on_host and self._packs:  # a black box behind a network: compiled in a second, run for seconds
+        if self.on_host and self._packs:  # a black box behind a network
             sizes.add(-(-batch_size // SMALLEST_BATCH_FRACTION))
-        self._sizes = sorted({size if chunk_size is None else min(size, chunk_size) for size in sizes})
+        self._all_sizes = self._within_chunks(sizes)
+        self._num_batches = [0]  # of this evaluator and those made of it for other ensembles
+
+    def _within_chunks(self, sizes: set[int]) -> list[int]:
+        return sorted({size if self.chunk_size is None else min(size, self.chunk_size) for size in sizes})
+
+    @property
+    def _sizes(self) -> list[int]:
+        return self._all_sizes if self._num_batches[0] >= MANY_BATCHES else self._usual_sizes
 
     def another(self, ledger: Ledger, meeting: Meeting | None = None) -> Evaluator:
         """An evaluator for the same simulator with an account and a memory of its own."""
@@ -311,10 +321,11 @@ class Evaluator:
 
     def _size_for(self, left: int) -> int:
         """Size of the next batch, of those that are compiled."""
-        enough = next((size for size in self._sizes if size >= left), self._sizes[-1])
+        sizes = self._sizes
+        enough = next((size for size in sizes if size >= left), sizes[-1])
         if not self._packs or enough - left <= LARGEST_WASTE * enough:
             return enough
-        return max((size for size in self._sizes if size <= left), default=enough)
+        return max((size for size in sizes if size <= left), default=enough)
 
     def _in_batches(self, x: Ensemble, finish: Finish):
         """The same, in batches of the sizes that are compiled."""
@@ -331,4 +342,5 @@ class Evaluator:
                     part = finish(self.problem.likelihood, self._as_simulated(found), kept)
                 parts.append(_marked(part, np.asarray(failed)[:kept]))
                 start += size
+                self._num_batches[0] += 1
         return jax.tree.map(lambda *pieces: np.concatenate(pieces), *parts)

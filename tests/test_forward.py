@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from enkg_ppl import GaussianLikelihood, GaussianPrior, InverseProblem, Response, blackbox
-from enkg_ppl._forward import Evaluator
+from enkg_ppl._forward import MANY_BATCHES, Evaluator
 from enkg_ppl._ledger import BudgetEnd
 
 X = np.asarray(jr.normal(jr.key(0), (21, 2)))
@@ -158,7 +158,7 @@ def test_names_say_nothing_of_what_a_program_does():
 
     evaluate = Evaluator(InverseProblem(GaussianPrior.standard(2), jax.jit(while_scan), LIKELIHOOD), batch_size=16)
     assert not evaluate.on_host
-    assert evaluate._sizes == [16]
+    assert evaluate._all_sizes == [16]
 
 
 def test_few_particles_cost_few_evaluations_of_a_network():
@@ -178,6 +178,10 @@ def test_few_particles_cost_few_evaluations_of_a_network():
         return box(jax.lax.scan(network, z, None, length=3)[0])
 
     evaluate = Evaluator(InverseProblem(GaussianPrior.standard(2), forward, LIKELIHOOD), batch_size=256)
+    for _ in range(MANY_BATCHES):  # until small batches are worth a program
+        rows[0] = 0
+        evaluate.log_likelihood(np.zeros((1, 2)))
+        assert rows[0] == 3 * 256
     for num, most in ((256, 256), (200, 256), (100, 104), (37, 40), (5, 8), (1024, 1024), (1100, 1104)):
         rows[0] = 0
         seen.clear()
