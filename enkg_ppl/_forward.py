@@ -30,7 +30,7 @@ Respond = Callable[[Ensemble], Response]  # the working responses of a whole ens
 SMALL_BATCH_FRACTION, SMALLEST_BATCH_FRACTION = 8, 32
 HOST_BATCHES = (1, 4, 16)
 LARGEST_WASTE = 0.25  # of a batch that costs what it holds, filled up with what nobody asked for
-MANY_BATCHES = 24  # after which smaller ones are worth a program of their own
+MANY_BATCHES = 64  # after which smaller ones are worth a program of their own
 KEPT = 4  # calls of `Evaluator.response` that are remembered
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from enkg_ppl._refine._reference import Reference, StudentMixture, mixture
+from enkg_ppl._refine._reference import Reference, StudentMixture, log_joint, mixture, squared_distances
 from enkg_ppl._refine._warp import choose_given, fit_warp
 from enkg_ppl._types import Ensemble
 
@@ -78,20 +78,20 @@ def fit_student_mixture(
         share = max(size / groups.number, 1.0)
         prior_covariances = COVARIANCE_PRIOR * share ** (-2.0 / d) * local[groups.label[chosen]]
     prior_df = d + 2.0
-    found = mixture(np.full(size, -np.log(size)), w[chosen], _factors(prior_covariances), df)
+    log_weights, means, chols = np.full(size, -np.log(size)), w[chosen], _factors(prior_covariances)
     for _ in range(NUM_EM_STEPS):
-        distances = found.squared_distances(w)
-        log_joint = found.log_joint_all(w, distances)
-        responsibilities = weights[:, None] * np.exp(log_joint - np.logaddexp.reduce(log_joint, axis=1)[:, None])
+        whiteners = np.linalg.inv(chols)
+        distances = squared_distances(means, whiteners, w)
+        joint = log_joint(log_weights, whiteners, df, distances)
+        responsibilities = weights[:, None] * np.exp(joint - np.logaddexp.reduce(joint, axis=1)[:, None])
         u = responsibilities * (df + d) / (df + distances)
         mass, total = responsibilities.sum(axis=0), u.sum(axis=0)[:, None]
         # An empty component stays where it is.
-        means = (u.T @ w + 1e-6 * found.means) / (total + 1e-6)
+        means = (u.T @ w + 1e-6 * means) / (total + 1e-6)
         scatters = np.stack([_scatter(w - mean, u_k) for mean, u_k in zip(means, u.T, strict=True)])
-        covariances = (scatters + prior_df * prior_covariances) / (mass + prior_df)[:, None, None]
-        found = mixture(np.log((mass + 1) / (n + size)), means, _factors(covariances), df)
-    means = centre + found.means @ whitener.T
-    return mixture(found.log_weights, means, INFLATION**0.5 * (whitener @ found.chols), df)
+        chols = _factors((scatters + prior_df * prior_covariances) / (mass + prior_df)[:, None, None])
+        log_weights = np.log((mass + 1) / (n + size))
+    return mixture(log_weights, centre + means @ whitener.T, INFLATION**0.5 * (whitener @ chols), df)
 
 
 def _scatter(centred: Ensemble, weights: Float[np.ndarray, " particles"]) -> Float[np.ndarray, "dim dim"]:

@@ -66,20 +66,31 @@ class StudentMixture(eqx.Module):
         """The inverse of `to_ellipse`."""
         return self.means[c] + jnp.sqrt(s) * self.chols[c] @ u
 
-    def squared_distances(self, v: Ensemble) -> Float[np.ndarray, "particles components"]:
-        """Mahalanobis distance of every particle to every component, squared; by NumPy, as what follows."""
-        pairs = zip(np.asarray(self.means), np.asarray(self.whiteners), strict=True)
-        return np.stack([(((v - mean) @ whitener.T) ** 2).sum(axis=1) for mean, whitener in pairs], axis=1)
+    def log_joint_all(self, v: Ensemble) -> Float[np.ndarray, "particles components"]:
+        """`log_joint` of an ensemble, by NumPy."""
+        log_weights, means, whiteners = (np.asarray(a) for a in (self.log_weights, self.means, self.whiteners))
+        return log_joint(log_weights, whiteners, float(self.df), squared_distances(means, whiteners, v))
 
-    def log_joint_all(
-        self, v: Ensemble, distances: Float[np.ndarray, "particles components"] | None = None
-    ) -> Float[np.ndarray, "particles components"]:
-        """`log_joint` of an ensemble; `distances`: the `squared_distances`, where they are known."""
-        df, d = float(self.df), v.shape[1]
-        delta = self.squared_distances(v) if distances is None else distances
-        log_det = np.log(np.diagonal(self.whiteners, axis1=-2, axis2=-1)).sum(axis=1)
-        constant = math.lgamma((df + d) / 2) - math.lgamma(df / 2) - 0.5 * d * math.log(df * math.pi)
-        return np.asarray(self.log_weights) + constant + log_det - 0.5 * (df + d) * np.log1p(delta / df)
+
+def squared_distances(
+    means: Float[np.ndarray, "components dim"], whiteners: Float[np.ndarray, "components dim dim"], v: Ensemble
+) -> Float[np.ndarray, "particles components"]:
+    """Mahalanobis distance of every particle to every component, squared."""
+    pairs = zip(means, whiteners, strict=True)
+    return np.stack([(((v - mean) @ whitener.T) ** 2).sum(axis=1) for mean, whitener in pairs], axis=1)
+
+
+def log_joint(
+    log_weights: Float[np.ndarray, " components"],
+    whiteners: Float[np.ndarray, "components dim dim"],
+    df: float,
+    distances: Float[np.ndarray, "particles components"],
+) -> Float[np.ndarray, "particles components"]:
+    """Log of weight times density of every component at particles of these `squared_distances`."""
+    d = whiteners.shape[1]
+    log_det = np.log(np.diagonal(whiteners, axis1=-2, axis2=-1)).sum(axis=1)
+    constant = math.lgamma((df + d) / 2) - math.lgamma(df / 2) - 0.5 * d * math.log(df * math.pi)
+    return log_weights + constant + log_det - 0.5 * (df + d) * np.log1p(distances / df)
 
 
 class Reference(eqx.Module):
