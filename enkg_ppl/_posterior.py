@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float
 
 from enkg_ppl._types import AnyArray, Ensemble
+
+
+class WeightedSample(NamedTuple):
+    """All that was simulated, weighted to stand for the posterior: `z` of shape (points, dim), N(0, I) under the prior;
+    `log_weights`, whose mean weight is the evidence; `simulated` there, None where it was too much to be kept."""
+
+    z: Ensemble
+    log_weights: Float[AnyArray, " points"]
+    simulated: Any = None
 
 
 @dataclasses.dataclass
@@ -23,6 +32,7 @@ class Posterior:
     guided flow learned, where it learns one. `stats`: numbers for the diagnostics. `messages`: sentences that the
     user should read. `simulated`: all that was simulated at the draws, where it was kept. `z`: the standard-normal
     vectors that the draws are the values of, for methods that move there; None where only the draws are known.
+    `weighted`: the set that weighted draws were resampled from, which is worth more; None where they were moved.
     """
 
     draws: Ensemble
@@ -38,6 +48,7 @@ class Posterior:
     slope: Float[Array, "dim m"] | None = None
     simulated: Any = None
     z: Ensemble | None = None
+    weighted: WeightedSample | None = None
 
     @property
     def num_particles(self) -> int:

@@ -242,6 +242,43 @@ def test_failed_simulations_have_no_weight():
     assert np.issubdtype(enkg.get_samples()["count"].dtype, np.integer)
 
 
+@pytest.mark.parametrize("num_ensembles", [1, 3])
+def test_the_weighted_set(num_ensembles):
+    """Of all that was simulated: means to four standard errors of what the weights are worth, beyond what draws are."""
+
+    def model(y=None):
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0).expand([6]).to_event(1))
+        g = numpyro.deterministic("g", jnp.asarray(A) @ x)
+        numpyro.sample("y", dist.Normal(g, NOISE).to_event(1), obs=y)
+
+    enkg = EnKG(model, num_particles=128, num_ensembles=num_ensembles, progress_bar=False)
+    enkg.run(jr.key(3), y=Y)
+    samples, weights = jax.device_get(enkg.get_weighted_samples())
+    assert set(samples) == {"x", "g"}
+    assert len(weights) == len(samples["x"]) > 2 * 128 * num_ensembles
+    assert float(weights.sum()) == pytest.approx(1)
+    np.testing.assert_allclose(samples["g"], samples["x"] @ A.T, rtol=1e-9)
+    size = float(1 / (weights**2).sum())
+    assert size >= 0.9 * 128 * num_ensembles
+    sd = np.sqrt(np.diag(COVARIANCE))
+    mean = np.asarray(weights @ samples["x"])
+    assert np.abs((mean - MEAN) / sd).max() < 4 / size**0.5
+    spread = np.asarray(weights @ (samples["x"] - mean) ** 2) ** 0.5
+    np.testing.assert_allclose(spread / sd, 1, atol=4 / (2 * size) ** 0.5)
+    assert set(map(tuple, np.asarray(enkg.get_samples()["x"]))) <= set(map(tuple, np.asarray(samples["x"])))
+
+
+def test_draws_that_were_moved_have_no_weighted_set():
+    def model(y=None):
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    enkg = EnKG(model, num_particles=64, refine=None, progress_bar=False)
+    enkg.run(jr.key(0), y=0.5)
+    with pytest.raises(ValueError, match=r"moved, not weighted \(none: asked for\): use get_samples"):
+        enkg.get_weighted_samples()
+
+
 def test_a_diffusion_prior_is_weighed_in_z():
     prior = MixturePrior([0.3, 0.7], jnp.array([[-2.0, 0.0], [1.5, 1.0]]), jnp.array([[0.3, 0.3], [0.3, 0.3]]))
 

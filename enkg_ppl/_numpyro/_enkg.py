@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from numpyro.infer import MCMC
@@ -254,6 +255,27 @@ class EnKG(MCMC):
         Leading shape ``(num_ensembles * num_particles,)``, or ``(num_ensembles, num_particles)`` by chain.
         """
         return _grouped(self._done.samples, group_by_chain)
+
+    def get_weighted_samples(self) -> tuple[dict[str, jax.Array], jax.Array]:
+        """All that was simulated, where draws are weighted: values by site, and their weights, which sum to one.
+
+        Every latent and deterministic site has leading shape ``(points,)``, as the weights have. An average under them
+        is more precise than one over `get_samples`, whose draws are resampled. Points of all ensembles are in one set.
+
+        Raises `ValueError` where draws were moved, or where what was simulated was too much to be kept.
+        """
+        result = self._on_host("get_weighted_samples")
+        sets = [one for one in result.weighted if one is not None]
+        if len(sets) < len(result.weighted):
+            raise ValueError(
+                f"the draws of this run were moved, not weighted ({result.diagnostics['refinement']}): use get_samples"
+            )
+        if any(one.simulated is None for one in sets):
+            raise ValueError("what was simulated took more than 1 GB and was not kept: use get_samples")
+        log_weights = np.concatenate([one.log_weights for one in sets])
+        weights = np.exp(log_weights - log_weights.max())
+        samples = jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)), *(one.simulated for one in sets))
+        return samples, jnp.asarray(weights / weights.sum())
 
     def get_extra_fields(self, group_by_chain: bool = False) -> dict[str, jax.Array]:
         """``potential_energy``, and what `run` was asked for in `extra_fields`; shaped as in `get_samples`.

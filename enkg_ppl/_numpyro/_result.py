@@ -19,7 +19,7 @@ from enkg_ppl._numpyro._model import NumPyroModel
 from enkg_ppl._numpyro._observation import Observation
 from enkg_ppl._numpyro._resolution import check_resolution
 from enkg_ppl._numpyro._simulator import Simulator
-from enkg_ppl._posterior import Posterior
+from enkg_ppl._posterior import Posterior, WeightedSample
 from enkg_ppl._prior import GaussianPrior, Prior
 from enkg_ppl._problem import InverseProblem
 from enkg_ppl._programs import compiled
@@ -43,6 +43,7 @@ class Result(SimpleNamespace):
     log_evidence: float | None
     log_evidence_error: float | None
     diagnostics: Diagnostics
+    weighted: list[WeightedSample | None]  # one an ensemble; simulated: values by site
     seconds: float
 
 
@@ -157,8 +158,18 @@ def collect(
         log_evidence=log_evidence,
         log_evidence_error=error,
         diagnostics=diagnostics,
+        weighted=[_values_only(posterior.weighted) for posterior in posteriors],
         seconds=0.0,
     )
+
+
+def _values_only(weighted: WeightedSample | None) -> WeightedSample | None:
+    """Points that have weight, and the values of sites there."""
+    if weighted is None:
+        return None
+    rows = np.isfinite(weighted.log_weights)
+    values = None if weighted.simulated is None else weighted.simulated.values
+    return WeightedSample(*jax.tree.map(lambda a: a[rows], (weighted.z, weighted.log_weights, values)))
 
 
 def _without_wrecks(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._likelihood import Response
-from enkg_ppl._posterior import Posterior
+from enkg_ppl._posterior import Posterior, WeightedSample
 from enkg_ppl._prior import Prior
 from enkg_ppl._refine._base import Progress, Refinement, host_rng, standardised
 from enkg_ppl._refine._blocks import block_size
@@ -271,12 +271,13 @@ class _Sampling:
             self.evaluate.ledger.short = False  # what could not be paid for was not needed
         else:
             messages.append(self._not_enough(last, power))
+        calibrated = pool.calibrated_log_weights()
         log_likelihood = pool.log_target[points] - log_standard_normal(np.asarray(z, float))
         posterior = Posterior(
             draws=decode_all(prior, z, self.evaluate.batch_size)[again],
             z=z[again],
             log_likelihood=log_likelihood[again].astype(self.dtype),
-            log_evidence=log_mean_exp(pool.calibrated_log_weights()),
+            log_evidence=log_mean_exp(calibrated),
             log_evidence_error=float(np.sqrt(max(1 / last.ess - 1 / len(pool), 0.0))),
             num_forward_evaluations=0,
             method="AdaptiveImportanceSampling",
@@ -290,6 +291,7 @@ class _Sampling:
             messages=messages,
             log_weights=pool.log_weights(),
             simulated=pool.simulated_at(chosen),
+            weighted=WeightedSample(pool.z, calibrated, pool.simulated_at(np.arange(len(pool)))),
         )
         return posterior, fits
 
