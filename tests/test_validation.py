@@ -18,7 +18,7 @@ from validation.lines import FAIR, GOOD, POOR, grade, grade_all
 from validation.methods import METHODS, Method, Result
 from validation.methods._base import kept
 from validation.peers import CURVE, Step, curve, curve_figure, search, summarise, table, verdict
-from validation.report import ecdf_band, ecdf_difference, write_report
+from validation.report import ecdf_band, ecdf_difference, look, write_report
 from validation.runner import NameUnknown, choose_methods, choose_targets, plan, run_all
 from validation.store import Record, Settings, Store, group
 from validation.target import Target, Truth
@@ -501,6 +501,16 @@ def test_the_curve_is_drawn_without_what_failed():
     lines = {line.get_label(): line.get_xydata() for line in panels[0].get_lines()}
     np.testing.assert_allclose(lines["enkg"], [[2_000, 0.88], [4_000, 0.86]])
     np.testing.assert_allclose(lines["smc"], [[1_900, 0.881]])
+
+
+def test_methods_of_a_figure_look_different():
+    """Method nine has the first one's colour and another marker; in a curve of a few, all colours differ."""
+    assert len({tuple(look(i).values()) for i in range(64)}) == 64
+    steps = [spending(2_000, 2_000, method=name) for name in METHODS]
+    lines = curve_figure(steps).axes[0].get_lines()
+    assert len({(line.get_marker(), line.get_color()) for line in lines}) == len(METHODS)
+    few = curve_figure([step for step in steps if step.method in ("enkg", "nautilus")]).axes[0].get_lines()
+    assert few[0].get_color() != few[1].get_color()
 
 
 @pytest.mark.parametrize(("name", "package"), [("nautilus", "nautilus-sampler"), ("dynesty", "dynesty")])

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from validation.methods import DEFAULT, METHODS, Method
-from validation.report import COLOURS, MARKS, style
+from validation.report import look, style
 from validation.runner import choose_methods, choose_targets, count, plan, run_all
 from validation.store import Record, Settings, Store, atomic, group
 from validation.target import Target
@@ -197,13 +197,12 @@ def curve_figure(steps: Sequence[Step]) -> Figure:
         axes = figure.subplots(len(figures), len(tasks), sharex=True, squeeze=False)
         for j, task in enumerate(tasks):
             for ax, (name, words, limit) in zip(axes[:, j], figures, strict=True):
-                for method in methods:
+                for i, method in enumerate(methods):
                     mine = [step for step in steps if (step.target, step.method) == (task, method) and not step.failed]
                     ax.plot(
                         [step.calls for step in mine],
                         [getattr(step, name) for step in mine],
-                        marker=MARKS[list(METHODS).index(method) % len(MARKS)],
-                        color=COLOURS[list(METHODS).index(method) % len(COLOURS)],
+                        **look(i),
                         linewidth=2.5 if method == DEFAULT else 1.0,
                         markersize=5,
                         label=method,
@@ -216,7 +215,7 @@ def curve_figure(steps: Sequence[Step]) -> Figure:
                     ax.set_title(task, fontsize=9)
                 else:
                     ax.set_yscale("log")
-                    ax.set_ylim(3e-3, 10)
+                    ax.set_ylim(1e-3, 10)
                 if j == 0:
                     ax.set_ylabel(words)
         figure.supxlabel("simulator calls", fontsize=9)

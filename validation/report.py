@@ -26,6 +26,13 @@ MAX_PAIRS, MAX_CURVES = 5, 12
 # Okabe and Ito's colours.
 COLOURS = (METHOD, REFERENCE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8a6d3b")
 MARKS = "osD^vPX*"
+
+
+def look(i: int) -> dict[str, str]:
+    """Marker and colour of the i-th method of a figure; no two of 64 have the same."""
+    return {"marker": MARKS[(i + i // len(COLOURS)) % len(MARKS)], "color": COLOURS[i % len(COLOURS)]}
+
+
 LEVEL = 0.95
 
 
@@ -325,15 +332,14 @@ def cost_figure(records: Sequence[Record], groups: Sequence[str], methods: Seque
         for axes in panels[len(shown) :]:
             axes.remove()
         for axes, name in zip(panels, shown, strict=False):
-            for method in methods:
+            for i, method in enumerate(methods):
                 mine = [r for r in records if group(r.target) == name and r.method == method]
                 mine = [r for r in mine if r.figures.get("c2st") is not None]
-                i = list(METHODS).index(method)
                 axes.plot(
                     [r.num_forward_evaluations for r in mine],
                     [r.figures["c2st"] for r in mine],
-                    MARKS[i % len(MARKS)],
-                    color=COLOURS[i % len(COLOURS)],
+                    **look(i),
+                    linestyle="none",
                     markersize=5,
                     alpha=0.75,
                     label=method,
