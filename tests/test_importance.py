@@ -143,6 +143,23 @@ def test_calibrated_weights_have_less_error_and_no_bias():
     assert np.all(after < [0.85, 0.85, 0.6] * before)
 
 
+@pytest.mark.parametrize(("share", "distance"), [(0.003, 40.0), (1e-4, 1e3), (0.02, 12.0), (1e-8, 5.0)])
+def test_a_component_that_was_never_drawn_does_not_move_the_evidence(share, distance):
+    """Its mass is known and in no point: a factor for all of them, as large as rounding makes it."""
+    rng = np.random.default_rng(5)
+    means = np.stack([np.zeros(2), [distance, 0.0]])
+    mixture = around(means, np.stack([np.eye(2)] * 2), np.array([1 - share, share]), 25.0, float)
+    proposal = Proposal(((0.95, mixture), (0.05, None)))
+    near = around(means[:1], np.eye(2)[None], np.ones(1), 25.0, float)
+    pool = Pool(2)
+    pool.add(Proposal(), z := rng.standard_normal((200, 2)), norm(0.3, 0.8).logpdf(z).sum(1) - norm.logpdf(z).sum(1))
+    drawn = Proposal(((0.95, near), (0.05, None))).sample(rng, 400, 2)  # as it happens: none of the far one
+    pool.add(proposal, drawn, norm(0.3, 0.8).logpdf(drawn).sum(1) - norm.logpdf(drawn).sum(1))
+    log_evidence = np.logaddexp.reduce(pool.calibrated_log_weights()) - np.log(len(pool))
+    error = (1 / effective_size(pool.log_weights()) - 1 / len(pool)) ** 0.5
+    assert abs(log_evidence) < 4 * error + share
+
+
 def test_draws_of_a_mixture_are_spread_evenly():
     rng = np.random.default_rng(1)
     u = latin_hypercube(rng, 100, 3)

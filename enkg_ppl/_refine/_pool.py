@@ -18,6 +18,7 @@ from enkg_ppl._weights import effective_size
 # Calibration of weights: points for each variate at least, ridge as a share of variances, the least factor, and the
 # share of the effective size that must be left.
 LEAST_PER_VARIATE, RIDGE, LEAST_FACTOR, LEAST_KEPT = 10, 1e-4, 0.1, 0.9
+SURPRISING = 5.0  # standard deviations of a chi-square, beyond which means of variates are no chance
 MOST_BYTES = 2**30  # of what was simulated, kept for the draws
 
 
@@ -123,7 +124,12 @@ class Pool:
         if LEAST_PER_VARIATE * h.shape[1] > len(self):
             return log_weights
         covariance = np.cov(h.T) + RIDGE * np.diag(h.var(axis=0) + 1e-300)
-        factor = 1 - (h - mean) @ np.linalg.solve(covariance, mean)
+        coefficients, num = np.linalg.solve(covariance, mean), h.shape[1]
+        # A far component of small share, of which there is no draw: its mass and its part of the variance are missing,
+        # in all points alike, and the points do not know by how much such means vary.
+        if len(self) * mean @ coefficients > num + SURPRISING * np.sqrt(2 * num):
+            return log_weights
+        factor = 1 - (h - mean) @ coefficients
         calibrated = log_weights + np.log(np.maximum(factor, LEAST_FACTOR))
         # Where few points decide, the factors are chance themselves.
         helps = effective_size(calibrated) > LEAST_KEPT * effective_size(log_weights)
