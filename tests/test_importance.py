@@ -23,6 +23,7 @@ from enkg_ppl import (
 )
 from enkg_ppl._forward import Evaluator
 from enkg_ppl._refine._importance import _Sampling, flattening
+from enkg_ppl._refine._missing import evidence_disagrees
 from enkg_ppl._refine._mixture_fit import Shape, fit
 from enkg_ppl._refine._pool import Halves, Pool, Proposal
 from enkg_ppl._refine._reference import around
@@ -158,6 +159,28 @@ def test_a_component_that_was_never_drawn_does_not_move_the_evidence(share, dist
     log_evidence = np.logaddexp.reduce(pool.calibrated_log_weights()) - np.log(len(pool))
     error = (1 / effective_size(pool.log_weights()) - 1 / len(pool)) ** 0.5
     assert abs(log_evidence) < 4 * error + share
+
+
+def test_halves_that_disagree_on_the_evidence_are_told():
+    """One half has points in a mode that holds nine tenths, and the other has none: no error of theirs knows of it."""
+    halves, rng = Halves(2), np.random.default_rng(6)
+    for pool, log_mass in zip(halves.pools, (1.0, -1.3), strict=True):
+        z = rng.standard_normal((400, 2))
+        pool.add(Proposal(), z, log_mass + 0.01 * rng.standard_normal(400))
+    first, second = halves.log_evidences()
+    (one, error), other = first, second[0]
+    assert one - other == pytest.approx(2.3, abs=0.01)
+    assert error < 0.01
+    names = ("one half of the weighted draws", "the other")
+    (sentence,) = evidence_disagrees(first, second, names)
+    assert "the log evidence of one half of the weighted draws is 1.0 and that of the other -1.3, which" in sentence
+    assert evidence_disagrees((one, error), (one - 0.9, error), names) == []
+
+
+def test_a_run_whose_halves_disagree_is_not_trusted(monkeypatch):
+    monkeypatch.setattr(Halves, "log_evidences", lambda self: [(0.0, 0.1), (5.0, 0.1)])
+    posterior = infer(jr.key(0), LINEAR, num_particles=128, refine=AdaptiveImportanceSampling())
+    assert any("one half of the weighted draws" in sentence for sentence in posterior.messages)
 
 
 def test_draws_of_a_mixture_are_spread_evenly():

@@ -18,7 +18,7 @@ from enkg_ppl._prior import Prior
 from enkg_ppl._refine._base import Progress, Refinement, host_rng, standardised
 from enkg_ppl._refine._blocks import block_size
 from enkg_ppl._refine._coordinates import decode_all, encode_all
-from enkg_ppl._refine._missing import ended_beside, missing_modes
+from enkg_ppl._refine._missing import ended_beside, evidence_disagrees, missing_modes
 from enkg_ppl._refine._mixing import DFS
 from enkg_ppl._refine._mixture_fit import Shape, best_shape, equal_draws, fit
 from enkg_ppl._refine._peaks import Found, Peak, find_peaks, nearest_peak
@@ -265,6 +265,9 @@ class _Sampling:
         points, again = np.unique(chosen, return_inverse=True)
         z = pool.z[points].astype(self.dtype)
         messages = missing_modes(found, z[again], weighted=True)
+        if last.is_enough:
+            first, second = pool.log_evidences()
+            messages += evidence_disagrees(first, second, ("one half of the weighted draws", "the other"))
         doubts = found.rugged or not found.settled or ended_beside(found, z[again])
         fits = last.is_enough and not doubts and not messages
         if last.is_enough:

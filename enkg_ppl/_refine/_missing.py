@@ -63,14 +63,18 @@ def ended_beside(found: Found, z: Ensemble) -> bool:
     return hits[share < ABSENT].sum() > LARGEST_SHARE_BESIDE * hits.sum()
 
 
-def evidence_disagrees(pilot: tuple[float, float], whole: tuple[float, float]) -> list[str]:
-    """A sentence where the log evidence of pilot and whole ensemble, each with its standard error, differ."""
-    difference, error = abs(pilot[0] - whole[0]), float(np.hypot(pilot[1], whole[1]))
+def evidence_disagrees(
+    one: tuple[float, float],
+    other: tuple[float, float],
+    names: tuple[str, str] = ("the pilot ensemble", "the whole one"),
+) -> list[str]:
+    """A sentence where the log evidence of two sets of draws, each with its standard error, differ."""
+    difference, error = abs(one[0] - other[0]), float(np.hypot(one[1], other[1]))
     if difference <= LARGEST_Z * error + SLACK:
         return []
     return [
-        f"a mode may be missing: the log evidence of the pilot ensemble is {pilot[0]:.1f} and that of the whole one "
-        f"{whole[0]:.1f}, which their errors ({error:.2f}) do not explain; {REMEDY}"
+        f"a mode may be missing: the log evidence of {names[0]} is {one[0]:.1f} and that of {names[1]} {other[0]:.1f}, "
+        f"which their errors ({error:.2f}) do not explain; {REMEDY}"
     ]
 
 

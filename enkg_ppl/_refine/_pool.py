@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from enkg_ppl._refine._reference import Reference
 from enkg_ppl._refine._space import log_standard_normal
-from enkg_ppl._refine._steps import systematic
+from enkg_ppl._refine._steps import log_mean_exp, systematic
 from enkg_ppl._refine._stratified import draws_of, normals, shared_out
 from enkg_ppl._types import AnyArray, Ensemble
 from enkg_ppl._weights import effective_size
@@ -109,6 +109,12 @@ class Pool:
         """Their mean estimates the evidence."""
         return self.log_target - self._log_mean_density()
 
+    def log_evidence(self) -> tuple[float, float]:
+        """Log of the mean calibrated weight, and its standard error."""
+        log_weights = self.calibrated_log_weights()
+        error = np.sqrt(max(1 / effective_size(log_weights) - 1 / len(self), 0.0))
+        return log_mean_exp(log_weights), float(error)
+
     def calibrated_log_weights(self) -> Float[np.ndarray, " points"]:
         """The same with less chance in them: the last proposal's mass and moments, which are known, come out right.
 
@@ -180,6 +186,10 @@ class Halves:
     def log_weights(self) -> Float[np.ndarray, " points"]:
         """Their mean estimates the evidence."""
         return np.concatenate([pool.log_weights() for pool in self.pools])
+
+    def log_evidences(self) -> list[tuple[float, float]]:
+        """Of each pool, by its own points alone, with the standard error."""
+        return [pool.log_evidence() for pool in self.pools]
 
     def calibrated_log_weights(self) -> Float[np.ndarray, " points"]:
         """See `Pool`."""
