@@ -155,7 +155,7 @@ class TemperedSMC(Refinement):
             )
         if len(runs) > 1:
             of_runs = [(run.log_evidence, _evidence_error(run.levels, len(run.log_weights))) for run in runs]
-            messages += evidence_disagrees(*of_runs)
+            messages += evidence_disagrees(of_runs[0], of_runs[1])
         return Posterior(
             draws=decode_all(problem.prior, z, evaluate.batch_size),
             z=z,
