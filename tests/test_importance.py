@@ -22,6 +22,7 @@ from enkg_ppl import (
     infer,
 )
 from enkg_ppl._forward import Evaluator
+from enkg_ppl._numpyro import _result
 from enkg_ppl._refine._importance import _Sampling, flattening
 from enkg_ppl._refine._missing import evidence_disagrees
 from enkg_ppl._refine._mixture_fit import Shape, fit
@@ -306,6 +307,18 @@ def test_the_weighted_set(num_ensembles):
     spread = np.asarray(weights @ (samples["x"] - mean) ** 2) ** 0.5
     np.testing.assert_allclose(spread / sd, 1, atol=4 / (2 * size) ** 0.5)
     assert set(map(tuple, np.asarray(enkg.get_samples()["x"]))) <= set(map(tuple, np.asarray(samples["x"])))
+
+
+def test_a_weighted_set_that_is_too_large_is_not_kept(monkeypatch):
+    def model(y=None):
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    monkeypatch.setattr(_result, "MOST_WEIGHTED_BYTES", 1000)
+    enkg = EnKG(model, num_particles=64, progress_bar=False)
+    enkg.run(jr.key(0), y=0.5)
+    with pytest.raises(ValueError, match="more than 256 MB and were not kept: use get_samples"):
+        enkg.get_weighted_samples()
 
 
 def test_draws_that_were_moved_have_no_weighted_set():

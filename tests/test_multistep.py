@@ -56,6 +56,16 @@ def test_one_evaluation_a_level():
     np.testing.assert_allclose(asked, 5.0 * levels(STEPS_UP)[:0:-1])
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_units_do_not_matter(scale):
+    """The same prior in units of 1e30 and of 1e-30, there and back."""
+    prior = MixturePrior([0.4, 0.6], scale * np.array([[2.0, 0.0], [-2.0, 1.0]]), scale**2 * np.array([0.09, 0.3]))
+    z = jnp.array([0.7, -1.1])
+    x = flow_down(prior, z)
+    np.testing.assert_allclose(x / scale, flow_down(NARROW, z), rtol=1e-9)
+    np.testing.assert_allclose(flow_up(prior, x), flow_up(NARROW, x / scale), rtol=1e-6)
+
+
 def test_levels():
     """From the highest to the lowest, each step down, the shortest where components part."""
     s = levels(STEPS_DOWN)

@@ -271,7 +271,9 @@ class EnKG(MCMC):
                 f"the draws of this run were moved, not weighted ({result.diagnostics['refinement']}): use get_samples"
             )
         if any(one.simulated is None for one in sets):
-            raise ValueError("what was simulated took more than 1 GB and was not kept: use get_samples")
+            raise ValueError(
+                "the values of sites at all points took more than 256 MB and were not kept: use get_samples"
+            )
         log_weights = np.concatenate([one.log_weights for one in sets])
         weights = np.exp(log_weights - log_weights.max())
         samples = jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)), *(one.simulated for one in sets))

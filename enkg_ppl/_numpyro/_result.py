@@ -28,6 +28,8 @@ from enkg_ppl._refine._coordinates import decode_all, encode_all
 from enkg_ppl._refine._space import log_standard_normal
 from enkg_ppl._types import Ensemble
 
+MOST_WEIGHTED_BYTES = 2**28  # of the values in a weighted set, which a result keeps and is pickled with
+
 
 class Result(SimpleNamespace):
     """Everything a finished run leaves; arrays lead with (ensemble, particle)."""
@@ -169,6 +171,8 @@ def _values_only(weighted: WeightedSample | None) -> WeightedSample | None:
         return None
     rows = np.isfinite(weighted.log_weights)
     values = None if weighted.simulated is None else weighted.simulated.values
+    if sum(a.nbytes for a in jax.tree.leaves(values)) > MOST_WEIGHTED_BYTES:
+        values = None
     return WeightedSample(*jax.tree.map(lambda a: a[rows], (weighted.z, weighted.log_weights, values)))
 
 
