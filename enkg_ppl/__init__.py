@@ -1,138 +1,91 @@
-"""Ensemble Kalman Diffusion Guidance: posteriors for simulators that cannot be differentiated, inside NumPyro."""
+"""Ensemble Kalman Diffusion Guidance: posteriors for simulators that cannot be differentiated, inside NumPyro.
+
+What most users need is here. The rest is in namespaces: `enkg_ppl.priors` (and `enkg_ppl.priors.preconditioning`),
+`enkg_ppl.networks`, `enkg_ppl.training`, `enkg_ppl.likelihood`, `enkg_ppl.schedule`, `enkg_ppl.guidance`,
+`enkg_ppl.refinement`, `enkg_ppl.evaluation`, `enkg_ppl.numpyro` (and `enkg_ppl.numpyro.transports`),
+`enkg_ppl.quantiles`, `enkg_ppl.diagnostics` and `enkg_ppl.calibration`.
+"""
 
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
-from enkg_ppl._blackbox import BlackBoxError, blackbox
-from enkg_ppl._correction import Correction, KalmanCorrection, PublishedCorrection
-from enkg_ppl._flow import Flow
-from enkg_ppl._guide import guide
 from enkg_ppl._infer import infer
-from enkg_ppl._likelihood import GaussianLikelihood, Likelihood, PoissonLikelihood, Response, StudentTLikelihood
-from enkg_ppl._numpyro import (
-    DiffusionPrior,
-    DiffusionReparam,
-    EnKG,
-    FittedPrior,
-    ModelError,
-    UnsupportedPriorError,
-    fit_prior,
-)
-from enkg_ppl._posterior import Posterior
-from enkg_ppl._prior import (
-    EDM,
-    IDDPM,
-    VE,
-    VP,
-    Direct,
-    Discrete,
-    GaussianPrior,
-    MixturePrior,
-    NetworkPrior,
-    Prior,
-    PriorFileError,
-    ProductPrior,
-    TorchNetwork,
-    load_prior,
-    over_particles,
-    save_prior,
-)
-from enkg_ppl._problem import InverseProblem
-from enkg_ppl._refine import AdaptiveImportanceSampling, DiffusionWaltz, LatentSlice, Refinement, TemperedSMC
-from enkg_ppl._schedule import Karras, Schedule, VarianceExploding, VariancePreserving
+from enkg_ppl.evaluation import BlackBoxError, blackbox
+from enkg_ppl.guidance import KalmanCorrection, PublishedCorrection, guide
+from enkg_ppl.numpyro import DiffusionPrior, EnKG, ModelError, fit_prior
+from enkg_ppl.posterior import Posterior
+from enkg_ppl.priors import GaussianPrior, MixturePrior, NetworkPrior, load_prior, save_prior
+from enkg_ppl.problem import InverseProblem
+from enkg_ppl.refinement import AdaptiveImportanceSampling, DiffusionWaltz, EllipticalSlice, LatentSlice, TemperedSMC
+from enkg_ppl.schedule import Karras, VarianceExploding, VariancePreserving
 
 if TYPE_CHECKING:
-    from enkg_ppl._import import import_adm, import_ddpm, import_diffusers, import_edm
-    from enkg_ppl._network import ADMUNet, ResidualMLP, SongUNet, UNet1d
-    from enkg_ppl._training import LogNormalNoise, TrainingInterrupted, train_prior
+    from enkg_ppl.training import train_prior
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "EDM",
-    "IDDPM",
-    "VE",
-    "VP",
-    "ADMUNet",
     "AdaptiveImportanceSampling",
     "BlackBoxError",
-    "Correction",
     "DiffusionPrior",
-    "DiffusionReparam",
     "DiffusionWaltz",
-    "Direct",
-    "Discrete",
+    "EllipticalSlice",
     "EnKG",
-    "FittedPrior",
-    "Flow",
-    "GaussianLikelihood",
     "GaussianPrior",
     "InverseProblem",
     "KalmanCorrection",
     "Karras",
     "LatentSlice",
-    "Likelihood",
-    "LogNormalNoise",
     "MixturePrior",
     "ModelError",
     "NetworkPrior",
-    "PoissonLikelihood",
     "Posterior",
-    "Prior",
-    "PriorFileError",
-    "ProductPrior",
     "PublishedCorrection",
-    "Refinement",
-    "ResidualMLP",
-    "Response",
-    "Schedule",
-    "SongUNet",
-    "StudentTLikelihood",
     "TemperedSMC",
-    "TorchNetwork",
-    "TrainingInterrupted",
-    "UNet1d",
-    "UnsupportedPriorError",
     "VarianceExploding",
     "VariancePreserving",
     "blackbox",
     "fit_prior",
     "guide",
-    "import_adm",
-    "import_ddpm",
-    "import_diffusers",
-    "import_edm",
     "infer",
     "load_prior",
-    "over_particles",
     "save_prior",
     "train_prior",
 ]
 
-# What most runs do not need is imported when it is asked for: networks, their training and their import.
-_LATER = {
-    "ADMUNet": "_network",
-    "ResidualMLP": "_network",
-    "SongUNet": "_network",
-    "UNet1d": "_network",
-    "LogNormalNoise": "_training",
-    "TrainingInterrupted": "_training",
-    "train_prior": "_training",
-    "import_adm": "_import",
-    "import_ddpm": "_import",
-    "import_diffusers": "_import",
-    "import_edm": "_import",
+# What most runs do not need is imported when it is asked for.
+_LATER = {"train_prior": "training"}
+
+# Names that were here in version 0.1: they still work, with a warning, until the version after the next.
+_MOVED = {
+    "priors": "Flow Prior PriorFileError ProductPrior TorchNetwork over_particles "
+    "import_adm import_ddpm import_diffusers import_edm",
+    "priors.preconditioning": "EDM IDDPM VE VP Direct Discrete",
+    "guidance": "Correction",
+    "refinement": "Refinement",
+    "likelihood": "GaussianLikelihood Likelihood PoissonLikelihood Response StudentTLikelihood",
+    "schedule": "Schedule",
+    "networks": "ADMUNet ResidualMLP SongUNet UNet1d",
+    "training": "LogNormalNoise TrainingInterrupted",
+    "numpyro": "DiffusionReparam FittedPrior UnsupportedPriorError",
 }
+_HOMES = {name: home for home, names in _MOVED.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module 'enkg_ppl' has no attribute '{name}'")
-    value = getattr(importlib.import_module(f"enkg_ppl.{_LATER[name]}"), name)
-    globals()[name] = value
-    return value
+    if name in _LATER:
+        value = getattr(importlib.import_module(f"enkg_ppl.{_LATER[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _HOMES:
+        home = f"enkg_ppl.{_HOMES[name]}"
+        message = f"enkg_ppl.{name} has moved: write 'from {home} import {name}'"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return getattr(importlib.import_module(home), name)
+    raise AttributeError(f"module 'enkg_ppl' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:

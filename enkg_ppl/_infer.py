@@ -12,21 +12,21 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from enkg_ppl._anneal import anneal
-from enkg_ppl._blackbox import watch_black_boxes
-from enkg_ppl._correction import Correction, KalmanCorrection
-from enkg_ppl._field_diagnostics import NUM_PRIOR_DRAWS, EnsembleCheck, check_ensemble
-from enkg_ppl._flow import quick_draw
-from enkg_ppl._forward import Evaluator
-from enkg_ppl._guide import guide
-from enkg_ppl._posterior import Posterior
-from enkg_ppl._prior import Prior, over_particles
-from enkg_ppl._problem import InverseProblem
-from enkg_ppl._refine import AdaptiveImportanceSampling, DiffusionWaltz, LatentSlice, Refinement, TemperedSMC
-from enkg_ppl._refine._blocks import block_size
-from enkg_ppl._refine._peaks import Found
-from enkg_ppl._schedule import Schedule
 from enkg_ppl._types import Ensemble, Key
+from enkg_ppl.diagnostics._fields import NUM_PRIOR_DRAWS, EnsembleCheck, check_ensemble
+from enkg_ppl.evaluation._black_box import watch_black_boxes
+from enkg_ppl.evaluation._blocks import block_size
+from enkg_ppl.evaluation._evaluator import Evaluator
+from enkg_ppl.guidance import Correction, KalmanCorrection
+from enkg_ppl.guidance._anneal import anneal
+from enkg_ppl.guidance._guide import guide
+from enkg_ppl.posterior import Posterior
+from enkg_ppl.priors import Prior, over_particles
+from enkg_ppl.priors._flow import quick_draw
+from enkg_ppl.problem import InverseProblem
+from enkg_ppl.refinement import AdaptiveImportanceSampling, DiffusionWaltz, EllipticalSlice, Refinement, TemperedSMC
+from enkg_ppl.refinement._peaks import Found
+from enkg_ppl.schedule import Schedule
 
 # Levels of the guided flow where a refinement follows: as a proposal it need not be as good as where it is the result.
 PROPOSAL_LEVELS = 8
@@ -63,7 +63,7 @@ def infer(
     is. `max_forward_evaluations`: of the simulator, never exceeded. `chunk_size`: particles simulated at a time, to
     bound memory. `guided`: False leaves the guided flow out (where the likelihood offers no working response).
     `check`: whether a guided ensemble that nothing refines is simulated once more, to see whether it is the posterior
-    (see `enkg_ppl._field_diagnostics`). `init`: latent vectors, shape (points, dim), from which modes are known to be
+    (see `enkg_ppl.diagnostics._fields`). `init`: latent vectors, shape (points, dim), from which modes are known to be
     within reach: the search for modes begins from them besides, other refinements begin with particles there.
     `evaluator`: simulates and counts, for this problem; its own limit holds where `max_forward_evaluations` is None.
     `last_look`: the caller simulates the draws once more where they do not bring what was simulated
@@ -313,6 +313,6 @@ def choose(problem: InverseProblem, num_particles: int) -> tuple[Refinement, str
     if half >= LEAST_PER_DIM * dim or half < 2 * LEAST_PER_DIM:
         return TemperedSMC(), f"{counts}, {LEAST_PER_DIM} are enough to fit the references of its moves"
     if problem.prior.has_transport:
-        return LatentSlice(), f"{counts}, too few for TemperedSMC, which wants {LEAST_PER_DIM}"
+        return EllipticalSlice(), f"{counts}, too few for TemperedSMC, which wants {LEAST_PER_DIM}"
     why = f"{counts}, too few for TemperedSMC, which wants {LEAST_PER_DIM}, and the prior has no closed transport"
     return DiffusionWaltz(), why

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from enkg_ppl import NetworkPrior, load_prior, save_prior
-from enkg_ppl._flow import decode
+from enkg_ppl.priors._flow import decode
 from models import _page, digits_prior, toys
 
 WEIGHTS = Path(__file__).parent / "weights"

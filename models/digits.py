@@ -28,7 +28,8 @@ from numpyro.handlers import reparam
 from scipy.ndimage import convolve1d
 from scipy.special import expit
 
-from enkg_ppl import DiffusionPrior, DiffusionReparam, EnKG, NetworkPrior, blackbox
+from enkg_ppl import DiffusionPrior, EnKG, NetworkPrior, blackbox
+from enkg_ppl.numpyro import DiffusionReparam
 from models import _page, cards, digits_prior
 from validation.methods import smc
 from validation.nuts import nuts

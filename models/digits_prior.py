@@ -17,7 +17,8 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Float
 
-from enkg_ppl import NetworkPrior, ResidualMLP, train_prior
+from enkg_ppl import NetworkPrior, train_prior
+from enkg_ppl.networks import ResidualMLP
 
 SIZE = 8
 GREY_LEVELS = 16

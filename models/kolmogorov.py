@@ -34,10 +34,11 @@ import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
-from enkg_ppl import GaussianPrior, NetworkPrior, SongUNet, load_prior, save_prior, train_prior
-from enkg_ppl._flow import decode
-from enkg_ppl._training import LogNormalNoise
-from enkg_ppl._training._loss import denoising_loss
+from enkg_ppl import GaussianPrior, NetworkPrior, load_prior, save_prior, train_prior
+from enkg_ppl.networks import SongUNet
+from enkg_ppl.priors._flow import decode
+from enkg_ppl.training import LogNormalNoise
+from enkg_ppl.training._loss import denoising_loss
 from models import _page
 from models._hartley import Hartley
 

@@ -33,16 +33,9 @@ import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
-from enkg_ppl import (
-    GaussianLikelihood,
-    InverseProblem,
-    KalmanCorrection,
-    Posterior,
-    PublishedCorrection,
-    calibration,
-    infer,
-)
+from enkg_ppl import InverseProblem, KalmanCorrection, Posterior, PublishedCorrection, calibration, infer
 from enkg_ppl._types import Vector
+from enkg_ppl.likelihood import GaussianLikelihood
 from models import _page, kolmogorov
 
 SIZE, STRIDE = 32, 2

@@ -17,10 +17,10 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Float
 
-from enkg_ppl import Flow, MixturePrior, Prior
-from enkg_ppl._network import ResidualMLP
-from enkg_ppl._prior import NetworkPrior
-from enkg_ppl._training import train_prior
+from enkg_ppl import MixturePrior
+from enkg_ppl.networks import ResidualMLP
+from enkg_ppl.priors import Flow, NetworkPrior, Prior
+from enkg_ppl.training import train_prior
 
 # Steps between neighbours along an arc, in standard deviations of a component: below one, the density along the
 # arc is even to 1e-8.

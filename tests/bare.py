@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from enkg_ppl import Prior
+from enkg_ppl.priors import Prior
 
 
 class Bare(Prior):

@@ -6,10 +6,11 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from enkg_ppl import GaussianLikelihood, GaussianPrior, InverseProblem, KalmanCorrection, guide, infer
-from enkg_ppl._anneal import CYCLE_LEVELS, MAX_CYCLES, anneal, has_arrived
-from enkg_ppl._field_diagnostics import EnsembleCheck
-from enkg_ppl._forward import Evaluator
+from enkg_ppl import GaussianPrior, InverseProblem, KalmanCorrection, guide, infer
+from enkg_ppl.diagnostics._fields import EnsembleCheck
+from enkg_ppl.evaluation._evaluator import Evaluator
+from enkg_ppl.guidance._anneal import CYCLE_LEVELS, MAX_CYCLES, anneal, has_arrived
+from enkg_ppl.likelihood import GaussianLikelihood
 from models import navier_stokes
 
 DIM, J, NOISE = 24, 64, 0.05

@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 import pytest
 
 from enkg_ppl import EnKG
-from enkg_ppl._numpyro._renamed import new_names
+from enkg_ppl.numpyro._renamed import new_names
 
 
 def awkward(y=None, z=None):

@@ -16,9 +16,10 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.infer import Predictive
 
-from enkg_ppl import BlackBoxError, EnKG, GaussianLikelihood, GaussianPrior, InverseProblem, blackbox, guide
-from enkg_ppl._blackbox import raise_host_failure, watch_black_boxes
-from enkg_ppl._forward import Evaluator
+from enkg_ppl import BlackBoxError, EnKG, GaussianPrior, InverseProblem, blackbox, guide
+from enkg_ppl.evaluation._black_box import raise_host_failure, watch_black_boxes
+from enkg_ppl.evaluation._evaluator import Evaluator
+from enkg_ppl.likelihood import GaussianLikelihood
 
 A, B = np.arange(6.0).reshape(3, 2), np.array([1.0, 2.0, 3.0])
 EXPECTED = np.stack([A.sum(1) * B, B**2], axis=1)

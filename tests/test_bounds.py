@@ -10,11 +10,11 @@ import pytest
 import scipy.stats as st
 
 from enkg_ppl import EnKG, GaussianPrior, KalmanCorrection, blackbox
-from enkg_ppl._correction._bounds import bounded
-from enkg_ppl._correction._kalman import MEMORY, _analyse
-from enkg_ppl._correction._slope import no_pairs
-from enkg_ppl._likelihood import Response
-from enkg_ppl._numpyro._response import UnusableObservation, gaussian_response
+from enkg_ppl.guidance._bounds import bounded
+from enkg_ppl.guidance._kalman import MEMORY, _analyse
+from enkg_ppl.likelihood import Response
+from enkg_ppl.linearise._slope import no_pairs
+from enkg_ppl.numpyro._response import UnusableObservation, gaussian_response
 from tests.test_observations import D, parameters
 
 J, DIM = 48, 3

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from enkg_ppl import Posterior
-from enkg_ppl._agreement import agreement
-from enkg_ppl._diagnostics import diagnose, distinct_share, effective_rank
-from enkg_ppl._field_diagnostics import EnsembleCheck
-from enkg_ppl._valleys import cells
-from enkg_ppl._weights import pareto_khat
+from enkg_ppl.diagnostics._agreement import agreement
+from enkg_ppl.diagnostics._diagnose import diagnose, distinct_share, effective_rank
+from enkg_ppl.diagnostics._fields import EnsembleCheck
+from enkg_ppl.diagnostics._valleys import cells
+from enkg_ppl.diagnostics._weights import pareto_khat
 
 N, DIM = 512, 3
 

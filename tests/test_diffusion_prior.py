@@ -19,12 +19,12 @@ from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
-from enkg_ppl import DiffusionWaltz, EnKG, GaussianPrior, LatentSlice, MixturePrior, TemperedSMC
-from enkg_ppl._flow import encode
+from enkg_ppl import DiffusionWaltz, EllipticalSlice, EnKG, GaussianPrior, MixturePrior, TemperedSMC
 from enkg_ppl._infer import choose
-from enkg_ppl._numpyro import DiffusionPrior, DiffusionReparam, ModelError, UnsupportedPriorError
-from enkg_ppl._numpyro._model import NumPyroModel
-from enkg_ppl._prior import Prior
+from enkg_ppl.numpyro import DiffusionPrior, DiffusionReparam, ModelError, UnsupportedPriorError
+from enkg_ppl.numpyro._model import NumPyroModel
+from enkg_ppl.priors import Prior
+from enkg_ppl.priors._flow import encode
 
 MIXTURE = MixturePrior([0.6, 0.4], [[-2.0, 0.0], [1.5, 1.0]], [[0.3, 1.0], [0.5, 0.2]])
 J = 512
@@ -538,7 +538,7 @@ def test_the_problem_has_a_block_for_every_kind():
     [
         (64, Bare(MIXTURE), TemperedSMC),
         (24, Bare(MIXTURE), DiffusionWaltz),
-        (24, GaussianPrior.standard(2), LatentSlice),
+        (24, GaussianPrior.standard(2), EllipticalSlice),
     ],
 )
 def test_what_is_chosen(num_particles, prior, kind):

@@ -16,7 +16,7 @@ import numpyro.distributions as dist
 import pytest
 
 from enkg_ppl import BlackBoxError, EnKG, blackbox
-from enkg_ppl._ensembles import run_ensembles
+from enkg_ppl.evaluation._ensembles import run_ensembles
 
 Y = jnp.array([0.5, 0.3])
 SETTINGS = {"num_particles": 64, "num_ensembles": 3, "progress_bar": False}

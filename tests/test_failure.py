@@ -11,9 +11,10 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from enkg_ppl import BlackBoxError, EnKG, GaussianLikelihood, GaussianPrior, InverseProblem, blackbox
-from enkg_ppl._failure import Tally, raise_host_failure, watch_black_boxes
-from enkg_ppl._forward import Evaluator
+from enkg_ppl import BlackBoxError, EnKG, GaussianPrior, InverseProblem, blackbox
+from enkg_ppl.evaluation._evaluator import Evaluator
+from enkg_ppl.evaluation._failure import Tally, raise_host_failure, watch_black_boxes
+from enkg_ppl.likelihood import GaussianLikelihood
 
 X = np.random.default_rng(0).permutation(np.linspace(-1, 1, 256))[:, None]
 EDGE = np.sort(X[:, 0])[-3]  # three are not below it

@@ -6,18 +6,12 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from enkg_ppl import (
-    GaussianLikelihood,
-    GaussianPrior,
-    InverseProblem,
-    KalmanCorrection,
-    MixturePrior,
-    PublishedCorrection,
-    guide,
-)
-from enkg_ppl._correction._gain import covariance_product
-from enkg_ppl._correction._slope import learn, no_pairs, ridge
-from enkg_ppl._field_diagnostics import EnsembleCheck, check_ensemble
+from enkg_ppl import GaussianPrior, InverseProblem, KalmanCorrection, MixturePrior, PublishedCorrection, guide
+from enkg_ppl.diagnostics._fields import EnsembleCheck, check_ensemble
+from enkg_ppl.guidance._gain import covariance_product
+from enkg_ppl.likelihood import GaussianLikelihood
+from enkg_ppl.linearise._ridge import ridge
+from enkg_ppl.linearise._slope import learn, no_pairs
 
 SIDE, PARTICLES = 16, 32
 FREQUENCIES = np.fft.fftfreq(SIDE) * SIDE

@@ -10,8 +10,8 @@ import pytest
 from numpyro import handlers
 from scipy.stats import norm
 
-from enkg_ppl._network import ResidualMLP
-from enkg_ppl._numpyro._fit_prior import fit_prior
+from enkg_ppl.networks import ResidualMLP
+from enkg_ppl.numpyro._fit_prior import fit_prior
 
 TRAINING = {"batch_size": 256, "num_steps": 500, "progress_bar": False}
 SHORT = {"batch_size": 32, "num_steps": 4, "steps_per_call": 4, "progress_bar": False}

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from bare import Correlated
 
-from enkg_ppl import Flow, GaussianPrior, MixturePrior
-from enkg_ppl._flow import euler_to_zero
-from enkg_ppl._prior import Prior
+from enkg_ppl import GaussianPrior, MixturePrior
+from enkg_ppl.priors import Flow, Prior
+from enkg_ppl.priors._flow import euler_to_zero
 
 MIXTURE = MixturePrior([0.6, 0.4], [[-2.0, 0.0], [1.5, 1.0]], [[0.3, 1.0], [0.5, 0.2]])
 FLOW = Flow(MIXTURE)

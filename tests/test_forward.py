@@ -6,9 +6,10 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from enkg_ppl import GaussianLikelihood, GaussianPrior, InverseProblem, Response, blackbox
-from enkg_ppl._forward import MANY_BATCHES, Evaluator
-from enkg_ppl._ledger import BudgetEnd
+from enkg_ppl import GaussianPrior, InverseProblem, blackbox
+from enkg_ppl.evaluation._evaluator import MANY_BATCHES, Evaluator
+from enkg_ppl.evaluation._ledger import BudgetEnd
+from enkg_ppl.likelihood import GaussianLikelihood, Response
 
 X = np.asarray(jr.normal(jr.key(0), (21, 2)))
 LIKELIHOOD = GaussianLikelihood(jnp.array([0.1, 0.2]), 0.5)

@@ -6,17 +6,9 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from enkg_ppl import (
-    Correction,
-    GaussianLikelihood,
-    GaussianPrior,
-    InverseProblem,
-    KalmanCorrection,
-    Karras,
-    PublishedCorrection,
-    blackbox,
-    guide,
-)
+from enkg_ppl import GaussianPrior, InverseProblem, KalmanCorrection, Karras, PublishedCorrection, blackbox, guide
+from enkg_ppl.guidance import Correction
+from enkg_ppl.likelihood import GaussianLikelihood
 
 CORRECTIONS = [KalmanCorrection(num_steps=4), PublishedCorrection(0.5, num_updates=2)]
 SCHEDULE = Karras(8, 0.1, 3.0)

@@ -16,7 +16,7 @@ from numpyro.infer.reparam import CircularReparam, LocScaleReparam, TransformRep
 from numpyro.infer.util import log_density
 
 from enkg_ppl import DiffusionPrior, EnKG, MixturePrior, ModelError
-from enkg_ppl._numpyro._model import NumPyroModel
+from enkg_ppl.numpyro._model import NumPyroModel
 
 J = 256
 Y = jnp.array([0.3, 0.9, -0.2])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.experimental import io_callback
 
-from enkg_ppl._host_call import calls_host, has_loops, host_call
+from enkg_ppl.evaluation._host_call import calls_host, has_loops, host_call
 
 NUMBER = jax.ShapeDtypeStruct((), jnp.float64)
 

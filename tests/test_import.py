@@ -9,8 +9,8 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from enkg_ppl._import import import_adm, import_ddpm, import_diffusers, import_edm
-from enkg_ppl._prior._preconditioning import EDM, VE, VP, Discrete
+from enkg_ppl.priors._importers import import_adm, import_ddpm, import_diffusers, import_edm
+from enkg_ppl.priors.preconditioning import EDM, VE, VP, Discrete
 
 TOLERANCE = 1e-4  # of outputs of order 1, in 32 bits
 
@@ -241,7 +241,7 @@ def test_diffusers_schedulers(schedule, prediction, tmp_path, diffusers):
         clip_sample=False,
     )
     scheduler.save_pretrained(tmp_path)
-    from enkg_ppl._import._diffusers import _preconditioning
+    from enkg_ppl.priors._importers._diffusers import _preconditioning
 
     preconditioning = _preconditioning(tmp_path / "scheduler_config.json")
     for step in (0, 17, 48):
@@ -329,8 +329,8 @@ def test_published_settings_are_read_from_the_shapes(tmp_path):
     from torch_reference.adm import UNetModel
     from torch_reference.edm import DhariwalUNet, Precond, SongUNet
 
-    from enkg_ppl._import._adm import _config
-    from enkg_ppl._import._edm import _dhariwal_config
+    from enkg_ppl.priors._importers._adm import _config
+    from enkg_ppl.priors._importers._edm import _dhariwal_config
 
     def state(make):
         with torch.device("meta"):
@@ -517,7 +517,8 @@ def test_ddpm_inpainting(mnist, mnist_check):
     The ensemble is small for 392 data: its mean reaches the noise only roughly (0.098 for a noise of 0.05 when this
     was written; unguided draws are 0.3 away), and on the hidden half it is off by 1.3 of its own spread.
     """
-    from enkg_ppl import GaussianLikelihood, InverseProblem, Karras, guide
+    from enkg_ppl import InverseProblem, Karras, guide
+    from enkg_ppl.likelihood import GaussianLikelihood
 
     truth = np.asarray(mnist_check["samples"][3].reshape(-1), np.float32)
     seen, noise = 14 * 28, 0.05

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from safetensors.flax import save_file
 
-from enkg_ppl._import import import_diffusers, import_edm
-from enkg_ppl._import._diffusers import _network_config, _preconditioning, _sources
-from enkg_ppl._network._adm_unet import ADMUNet
-from enkg_ppl._prior._preconditioning import EDM, VP, Discrete
+from enkg_ppl.networks._adm_unet import ADMUNet
+from enkg_ppl.priors._importers import import_diffusers, import_edm
+from enkg_ppl.priors._importers._diffusers import _network_config, _preconditioning, _sources
+from enkg_ppl.priors.preconditioning import EDM, VP, Discrete
 
 FILE = "diffusion_pytorch_model"
 CONFIG = {
@@ -444,7 +444,7 @@ class Settings:
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_classes_in_a_pickle_are_named(tmp_path, protocol, zipped):
-    from enkg_ppl._import._read import pickled_classes
+    from enkg_ppl.priors._importers._read import pickled_classes
 
     path = tmp_path / "a.pt"
     content = pickle.dumps({"ema": [1.5, np.float64(2.0), "text"], "args": Settings(), "again": Settings()}, protocol)

@@ -13,7 +13,6 @@ from enkg_ppl import (
     AdaptiveImportanceSampling,
     DiffusionPrior,
     EnKG,
-    GaussianLikelihood,
     GaussianPrior,
     InverseProblem,
     MixturePrior,
@@ -21,15 +20,16 @@ from enkg_ppl import (
     blackbox,
     infer,
 )
-from enkg_ppl._forward import Evaluator
-from enkg_ppl._numpyro import _result
-from enkg_ppl._refine._importance import _Sampling, flattening
-from enkg_ppl._refine._missing import evidence_disagrees
-from enkg_ppl._refine._mixture_fit import Shape, fit
-from enkg_ppl._refine._pool import Halves, Pool, Proposal
-from enkg_ppl._refine._reference import around
-from enkg_ppl._refine._stratified import draws_of, latin_hypercube
-from enkg_ppl._weights import effective_size
+from enkg_ppl.diagnostics._weights import effective_size
+from enkg_ppl.evaluation._evaluator import Evaluator
+from enkg_ppl.likelihood import GaussianLikelihood
+from enkg_ppl.mixtures._fit import Shape, fit
+from enkg_ppl.mixtures._student import around
+from enkg_ppl.numpyro import _result
+from enkg_ppl.refinement._importance import _Sampling, flattening
+from enkg_ppl.refinement._missing import evidence_disagrees
+from enkg_ppl.refinement._pool import Halves, Pool, Proposal
+from enkg_ppl.refinement.moves._stratified import draws_of, latin_hypercube
 
 J = 512
 A = np.random.default_rng(0).standard_normal((4, 6))
@@ -366,7 +366,7 @@ def test_it_gives_way_to_moves_where_no_mixture_fits():
 
 
 def test_what_is_too_large_to_be_kept_is_simulated_again_within_the_budget(monkeypatch):
-    monkeypatch.setattr("enkg_ppl._refine._pool.MOST_BYTES", 20_000)
+    monkeypatch.setattr("enkg_ppl.refinement._pool.MOST_BYTES", 20_000)
     CALLS.clear()
     enkg = EnKG(curved, num_particles=J, progress_bar=False, max_forward_evaluations=1500)
     with pytest.warns(UserWarning, match="budget of forward evaluations"):

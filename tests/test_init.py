@@ -7,20 +7,11 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from enkg_ppl import (
-    EnKG,
-    GaussianLikelihood,
-    GaussianPrior,
-    InverseProblem,
-    LatentSlice,
-    ModelError,
-    TemperedSMC,
-    blackbox,
-    infer,
-)
-from enkg_ppl._numpyro._init import starting_points
-from enkg_ppl._numpyro._model import NumPyroModel
-from enkg_ppl._posterior import Posterior
+from enkg_ppl import EllipticalSlice, EnKG, GaussianPrior, InverseProblem, ModelError, TemperedSMC, blackbox, infer
+from enkg_ppl.likelihood import GaussianLikelihood
+from enkg_ppl.numpyro._init import starting_points
+from enkg_ppl.numpyro._model import NumPyroModel
+from enkg_ppl.posterior import Posterior
 
 Y = jnp.array([0.0, 0.0])
 
@@ -86,8 +77,8 @@ def test_other_refinements_begin_there(monkeypatch):
         seen.append(np.asarray(guided))
         return Posterior(guided, 0, "recorded")
 
-    monkeypatch.setattr(LatentSlice, "run", record)
-    infer(jax.random.key(0), problem, num_particles=16, refine=LatentSlice(), init=jnp.array([[3.0, 3.0]]))
+    monkeypatch.setattr(EllipticalSlice, "run", record)
+    infer(jax.random.key(0), problem, num_particles=16, refine=EllipticalSlice(), init=jnp.array([[3.0, 3.0]]))
     assert (seen[0] == 3.0).all(axis=1).sum() == 1
 
 

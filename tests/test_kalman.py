@@ -6,17 +6,10 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from enkg_ppl import (
-    GaussianLikelihood,
-    GaussianPrior,
-    InverseProblem,
-    KalmanCorrection,
-    MixturePrior,
-    PoissonLikelihood,
-    guide,
-)
-from enkg_ppl._correction._gain import covariance_product, eigh, kalman_shift, krylov_shift
-from enkg_ppl._flow import Flow
+from enkg_ppl import GaussianPrior, InverseProblem, KalmanCorrection, MixturePrior, guide
+from enkg_ppl.guidance._gain import covariance_product, eigh, kalman_shift, krylov_shift
+from enkg_ppl.likelihood import GaussianLikelihood, PoissonLikelihood
+from enkg_ppl.priors._flow import Flow
 
 DIM, DATA, NOISE, PARTICLES = 10, 5, 0.1, 1024
 

@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("exponax")
 pytest.importorskip("matplotlib")
 
-from enkg_ppl import SongUNet, load_prior, save_prior
+from enkg_ppl import load_prior, save_prior
+from enkg_ppl.networks import SongUNet
 from models import kolmogorov as flow
 
 

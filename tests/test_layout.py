@@ -13,9 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = sorted((ROOT / "enkg_ppl").rglob("*.py"))
 BRIDGES = {
-    "numpyro": ("_numpyro", "calibration"),
+    "numpyro": ("numpyro", "calibration"),
     "arviz": ("_arviz.py",),
-    "blackjax": ("_refine",),
+    "blackjax": (),  # what methods are validated against, not what they are made of
     "scipy": ("_special.py", "_reverse_sde.py"),
     "torch": ("_torch.py", "_read.py"),  # of an extra: imported where a function needs it
 }
@@ -37,6 +37,48 @@ def test_foreign_imports_stay_in_their_bridges(path):
     assert not imported(path) & {"models", "validation", "matplotlib"} - drawing
 
 
+def module_of(path: Path) -> str:
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+def imported_modules(path: Path, modules: set[str]) -> set[str]:
+    """Modules of ours that a file imports, with the packages that they are in; not what only type checkers see."""
+    tree = ast.parse(path.read_text())
+    typing = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
+    unseen = {n for block in typing for n in ast.walk(block)}
+    found = set()
+    for node in ast.walk(tree):
+        if node in unseen or not isinstance(node, ast.ImportFrom | ast.Import):
+            continue
+        names = [a.name for a in node.names]
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{name}" if f"{node.module}.{name}" in modules else node.module for name in names]
+        found |= {str(name) for name in names} & modules
+    for name in list(found):  # a package is imported before its modules
+        parents = {name.rsplit(".", i)[0] for i in range(1, name.count(".") + 1)}
+        here = f"{module_of(path)}."
+        found |= {p for p in parents & modules if not here.startswith(f"{p}.")}
+    return found
+
+
+@pytest.mark.parametrize("folders", [("enkg_ppl",), ("models", "validation")], ids=lambda f: "+".join(f))
+def test_no_module_imports_itself_by_a_detour(folders):
+    paths = {module_of(p): p for folder in folders for p in sorted((ROOT / folder).rglob("*.py"))}
+    imports = {name: imported_modules(path, set(paths)) for name, path in paths.items()}
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]):
+        assert name not in way, " -> ".join((*way[way.index(name) :], name))
+        if name not in done:
+            for other in sorted(imports[name]):
+                visit(other, (*way, name))
+            done.add(name)
+
+    for name in paths:
+        visit(name, ())
+
+
 def test_slow_packages_are_not_imported_with_the_package():
     """Most runs do not need them; torch is not even installed. With them an import takes more than twice as long."""
     slow = ("arviz", "blackjax", "diffrax", "matplotlib", "optax", "scipy.optimize", "torch")
@@ -50,9 +92,9 @@ def test_names_that_are_imported_when_asked_for_are_like_all_others():
     """They are listed, they can be imported by name and by star, and one that does not exist is no attribute."""
     code = (
         "import enkg_ppl; assert set(enkg_ppl.__all__) <= set(dir(enkg_ppl));"
-        "from enkg_ppl import SongUNet, train_prior; assert enkg_ppl.train_prior is train_prior;"
-        "from enkg_ppl import *; assert import_edm.__name__ == 'import_edm';"
-        "assert not hasattr(enkg_ppl, 'train_priors')"
+        "from enkg_ppl import train_prior; assert enkg_ppl.train_prior is train_prior;"
+        "from enkg_ppl.priors import import_edm; assert import_edm.__name__ == 'import_edm';"
+        "assert not hasattr(enkg_ppl, 'train_priors'); assert not hasattr(enkg_ppl.priors, 'import_edn')"
     )
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=False).returncode == 0
 

@@ -12,18 +12,18 @@ import pytest
 
 from enkg_ppl import (
     DiffusionWaltz,
+    EllipticalSlice,
     EnKG,
     KalmanCorrection,
     Karras,
-    LatentSlice,
     Posterior,
     PublishedCorrection,
-    Refinement,
     TemperedSMC,
     VarianceExploding,
     blackbox,
 )
-from enkg_ppl._ledger import BudgetEnd, Ledger
+from enkg_ppl.evaluation._ledger import BudgetEnd, Ledger
+from enkg_ppl.refinement import Refinement
 
 Y = jnp.array([0.6, 0.1])
 simulate = blackbox(lambda x: np.stack([np.tanh(3 * x[:, 0]), x[:, 0] * x[:, 1]], 1), (2,), vectorized=True)
@@ -47,7 +47,7 @@ REFINEMENTS = [
     None,
     TemperedSMC(),
     TemperedSMC(num_scouts=8),
-    LatentSlice(max_cycles=6),
+    EllipticalSlice(max_cycles=6),
     DiffusionWaltz(max_rounds=3, steps_per_round=4),
 ]
 
@@ -82,7 +82,7 @@ def check_combinations(num: int, seed: int, num_budgets: int = 3) -> int:
         free, said, counted = spent(i, **options)
         assert free == counted, options
         assert not isinstance(said, ValueError)
-        assert said == [] or "LatentSlice" in said[0], (options, said)  # cycles ran out, not evaluations
+        assert said == [] or "EllipticalSlice" in said[0], (options, said)  # cycles ran out, not evaluations
         for budget in rng.integers(1, int(1.2 * free), num_budgets):
             calls, said, counted = spent(i, max_forward_evaluations=int(budget), **options)
             assert calls <= budget, (options, budget)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats as st
 
-from enkg_ppl import GaussianLikelihood, PoissonLikelihood, StudentTLikelihood
+from enkg_ppl.likelihood import GaussianLikelihood, PoissonLikelihood, StudentTLikelihood
 
 G = jnp.array([1.2, 3.0, 0.7])
 Y = jnp.array([1.0, 4.0, 2.0])

@@ -6,10 +6,12 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from enkg_ppl import EDM, NetworkPrior, SongUNet
-from enkg_ppl._correction._local_slope import PENALTIES, expected_variances, local_ridge, smoothed
-from enkg_ppl._correction._slope import judged, learn, no_pairs
-from enkg_ppl._prior import Grid
+from enkg_ppl import NetworkPrior
+from enkg_ppl.linearise._local_slope import PENALTIES, expected_variances, local_ridge, smoothed
+from enkg_ppl.linearise._slope import judged, learn, no_pairs
+from enkg_ppl.networks import SongUNet
+from enkg_ppl.priors import Grid
+from enkg_ppl.priors.preconditioning import EDM
 
 
 def test_each_penalty_is_the_ridge_in_closed_form():

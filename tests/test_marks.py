@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from enkg_ppl import GaussianLikelihood, GaussianPrior, InverseProblem, blackbox
-from enkg_ppl._blackbox import raise_host_failure
-from enkg_ppl._forward import Evaluator
-from enkg_ppl._marks import poisoned, with_failures
+from enkg_ppl import GaussianPrior, InverseProblem, blackbox
+from enkg_ppl.evaluation._black_box import raise_host_failure
+from enkg_ppl.evaluation._evaluator import Evaluator
+from enkg_ppl.evaluation._marks import poisoned, with_failures
+from enkg_ppl.likelihood import GaussianLikelihood
 
 X = np.array([-2.0, -1.0, -0.5, 0.5, 1.0, 2.0])
 FAILS = X > 0  # of `count` and `size`

@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
 
-from enkg_ppl import BlackBoxError, EnKG, LatentSlice, ModelError, blackbox
+from enkg_ppl import BlackBoxError, EllipticalSlice, EnKG, ModelError, blackbox
 
 KEY, Y = jr.key(0), jnp.array([0.5, 0.7])
 J = 256  # as in test_enkg.py: one compiled program serves both
@@ -174,7 +174,7 @@ def test_a_failing_simulator(fn, words):
 
 
 def test_nothing_is_lost_when_a_second_run_fails():
-    enkg = EnKG(good, num_particles=J, progress_bar=False, refine=LatentSlice(max_cycles=2))
+    enkg = EnKG(good, num_particles=J, progress_bar=False, refine=EllipticalSlice(max_cycles=2))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # two cycles are few
         enkg.run(KEY, Y)

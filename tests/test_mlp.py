@@ -9,8 +9,8 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from enkg_ppl._network import NETWORKS, ResidualMLP, UNet1d
-from enkg_ppl._network._embedding import fourier_features
+from enkg_ppl.networks import NETWORKS, ResidualMLP, UNet1d
+from enkg_ppl.networks._embedding import fourier_features
 
 KEY = jr.key(0)
 CASES = {

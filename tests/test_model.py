@@ -10,8 +10,8 @@ import pytest
 from numpyro import handlers
 from numpyro.infer.util import log_density
 
-from enkg_ppl._numpyro._model import NumPyroModel
-from enkg_ppl._numpyro._response import UnusableObservation, gaussian_response
+from enkg_ppl.numpyro._model import NumPyroModel
+from enkg_ppl.numpyro._response import UnusableObservation, gaussian_response
 
 X = jnp.linspace(-1.0, 1.0, 6)
 Y = jnp.array([0.1, 0.4, -0.2, 0.8, 1.1, 0.3])

@@ -8,10 +8,9 @@ import pytest
 import scipy.stats as st
 from bare import Bare
 
-from enkg_ppl import Flow, Prior
-from enkg_ppl._flow import decode, encode
-from enkg_ppl._multistep import HIGHEST, LOWEST, STEPS_DOWN, STEPS_UP, flow_down, flow_up, levels
-from enkg_ppl._prior import MixturePrior
+from enkg_ppl.priors import Flow, MixturePrior, Prior
+from enkg_ppl.priors._flow import decode, encode
+from enkg_ppl.priors._multistep import HIGHEST, LOWEST, STEPS_DOWN, STEPS_UP, flow_down, flow_up, levels
 
 NARROW = MixturePrior([0.4, 0.6], [[2.0, 0.0], [-2.0, 1.0]], [0.09, 0.3])
 

@@ -13,8 +13,8 @@ from scipy import ndimage
 pytest.importorskip("sklearn", reason="needs the extra 'validation'")
 
 from enkg_ppl import EnKG
-from enkg_ppl._flow import conditional_sample, decode
-from enkg_ppl._numpyro._model import NumPyroModel
+from enkg_ppl.numpyro._model import NumPyroModel
+from enkg_ppl.priors._flow import conditional_sample, decode
 from models import toys
 from validation import metrics
 from validation.posteriors import network_prior

@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 
 from enkg_ppl import (
-    Flow,
-    GaussianLikelihood,
     GaussianPrior,
     InverseProblem,
     KalmanCorrection,
@@ -23,21 +21,23 @@ from enkg_ppl import (
     guide,
     infer,
 )
-from enkg_ppl._correction._gain import covariance_product
-from enkg_ppl._flow import conditional_sample
-from enkg_ppl._network import ResidualMLP
-from enkg_ppl._prior import (
+from enkg_ppl.guidance._gain import covariance_product
+from enkg_ppl.likelihood import GaussianLikelihood
+from enkg_ppl.networks import ResidualMLP
+from enkg_ppl.priors import (
     EDM,
     IDDPM,
     VE,
     VP,
     Direct,
     Discrete,
+    Flow,
     NetworkPrior,
     TorchNetwork,
     over_particles,
 )
-from enkg_ppl._prior._preconditioning import PRECONDITIONINGS
+from enkg_ppl.priors._flow import conditional_sample
+from enkg_ppl.priors.preconditioning import PRECONDITIONINGS
 
 MEAN, COVARIANCE = np.array([0.4, -0.3]), np.array([[0.5, 0.2], [0.2, 0.3]])
 EXACT = GaussianPrior.full(MEAN, COVARIANCE)

@@ -13,10 +13,10 @@ import pytest
 from jax.scipy.special import betaln, gammaln, i0e, logsumexp, ndtr
 
 from enkg_ppl import EnKG
-from enkg_ppl._numpyro._model import NumPyroModel
-from enkg_ppl._numpyro._observation import Observation, SiteLikelihood
-from enkg_ppl._numpyro._response import UnusableObservation, gaussian_response
-from enkg_ppl._weights import pareto_khat
+from enkg_ppl.diagnostics._weights import pareto_khat
+from enkg_ppl.numpyro._model import NumPyroModel
+from enkg_ppl.numpyro._observation import Observation, SiteLikelihood
+from enkg_ppl.numpyro._response import UnusableObservation, gaussian_response
 
 J = 256
 Y = jnp.array([0.4, 1.3])  # positive

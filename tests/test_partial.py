@@ -12,7 +12,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from enkg_ppl import BlackBoxError, DiffusionWaltz, EnKG, LatentSlice, TemperedSMC, blackbox
+from enkg_ppl import BlackBoxError, DiffusionWaltz, EllipticalSlice, EnKG, TemperedSMC, blackbox
 
 Y = jnp.array([0.6, 0.1])
 J = 32
@@ -121,7 +121,7 @@ def test_only_the_last_look_failed(whole):
     assert enkg.partial.num_forward_evaluations == count
 
 
-@pytest.mark.parametrize("refine", [LatentSlice(max_cycles=9), DiffusionWaltz(max_rounds=5, steps_per_round=2)])
+@pytest.mark.parametrize("refine", [EllipticalSlice(max_cycles=9), DiffusionWaltz(max_rounds=5, steps_per_round=2)])
 def test_other_refinements(refine):
     count, _ = ended_well(refine)
     enkg, _ = failing(count - J - 1, refine=refine)

@@ -7,17 +7,17 @@ import pytest
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal, norm
 
-from enkg_ppl import GaussianLikelihood, GaussianPrior, InverseProblem, TemperedSMC, infer
-from enkg_ppl._forward import Evaluator
-from enkg_ppl._ledger import Ledger
-from enkg_ppl._likelihood import Likelihood, Response
-from enkg_ppl._refine import _tempered_smc
-from enkg_ppl._refine._missing import evidence_disagrees, missing_modes, shares_apart, shares_disagree
-from enkg_ppl._refine._mixture_fit import Shape, fit
-from enkg_ppl._refine._peaks import SETTLED, Found, Peak, find_peaks, nearest_peak
-from enkg_ppl._refine._reference import around
-from enkg_ppl._refine._space import Space
-from enkg_ppl._refine._target import Start
+from enkg_ppl import GaussianPrior, InverseProblem, TemperedSMC, infer
+from enkg_ppl.evaluation._evaluator import Evaluator
+from enkg_ppl.evaluation._ledger import Ledger
+from enkg_ppl.likelihood import GaussianLikelihood, Likelihood, Response
+from enkg_ppl.mixtures._fit import Shape, fit
+from enkg_ppl.mixtures._student import around
+from enkg_ppl.refinement import _tempered_smc
+from enkg_ppl.refinement._missing import evidence_disagrees, missing_modes, shares_apart, shares_disagree
+from enkg_ppl.refinement._peaks import SETTLED, Found, Peak, find_peaks, nearest_peak
+from enkg_ppl.refinement._target import Start
+from enkg_ppl.refinement.moves._space import Space
 from validation.posteriors.separated import ROOTS_Y, solutions, two_equations
 
 NOISE = 1e-4
@@ -247,7 +247,7 @@ def test_every_ensemble_searches_with_random_numbers_of_its_own(monkeypatch, whe
         seen.append(rng.random())
         raise Enough
 
-    monkeypatch.setattr(f"enkg_ppl._refine.{where}.find_peaks", record)
+    monkeypatch.setattr(f"enkg_ppl.refinement.{where}.find_peaks", record)
     for seed in (0, 1, 0):
         with pytest.raises(Enough):
             infer(jax.random.key(seed), ROOTS, num_particles=16, refine=refine)

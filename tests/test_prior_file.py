@@ -16,10 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enkg_ppl import GaussianLikelihood, GaussianPrior, InverseProblem, KalmanCorrection, guide
-from enkg_ppl._network import ResidualMLP, UNet1d
-from enkg_ppl._prior import EDM, IDDPM, VE, VP, Discrete, NetworkPrior, PriorFileError, load_prior, save_prior
-from enkg_ppl._prior._file import _checksum
+from enkg_ppl import GaussianPrior, InverseProblem, KalmanCorrection, NetworkPrior, guide, load_prior, save_prior
+from enkg_ppl.likelihood import GaussianLikelihood
+from enkg_ppl.networks import ResidualMLP, UNet1d
+from enkg_ppl.priors import PriorFileError
+from enkg_ppl.priors._file import _checksum
+from enkg_ppl.priors.preconditioning import EDM, IDDPM, VE, VP, Discrete
 
 ROOT = Path(__file__).resolve().parents[1]
 ALPHAS = np.cumprod(1 - np.linspace(1e-4, 0.02, 20))
@@ -112,7 +114,7 @@ def test_without_64_bits(tmp_path):
         )
     code = f"""
 import warnings, pathlib, jax, hashlib
-from enkg_ppl._prior import load_prior, save_prior
+from enkg_ppl.priors import load_prior, save_prior
 folder = pathlib.Path({str(tmp_path)!r})
 for name in ("float32", "bfloat16"):
     with warnings.catch_warnings():

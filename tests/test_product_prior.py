@@ -10,9 +10,10 @@ import pytest
 import scipy.stats as st
 from bare import Bare
 
-from enkg_ppl import Flow, GaussianPrior, MixturePrior
-from enkg_ppl._flow import conditional_sample, decode, draw, encode
-from enkg_ppl._prior._product import ProductPrior
+from enkg_ppl import GaussianPrior, MixturePrior
+from enkg_ppl.priors import Flow
+from enkg_ppl.priors._flow import conditional_sample, decode, draw, encode
+from enkg_ppl.priors._product import ProductPrior
 
 NARROW = MixturePrior([0.6, 0.4], [[-2.0, 0.0], [1.5, 1.0]], [[0.3, 1.0], [0.5, 0.2]])
 WIDE = MixturePrior([0.3, 0.7], [[90.0], [130.0]], [[25.0], [100.0]])

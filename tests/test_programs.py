@@ -11,8 +11,9 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from enkg_ppl import EnKG, GaussianLikelihood, GaussianPrior, InverseProblem, blackbox, infer
-from enkg_ppl._programs import _programs
+from enkg_ppl import EnKG, GaussianPrior, InverseProblem, blackbox, infer
+from enkg_ppl.evaluation._programs import _programs
+from enkg_ppl.likelihood import GaussianLikelihood
 
 Y = jnp.array([0.5, 0.2])
 

@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 import pytest
 
 from enkg_ppl import EnKG
-from enkg_ppl._progress import ProgressBar, compiling
+from enkg_ppl.numpyro._progress import ProgressBar, compiling
 
 
 def lines_of(text):
@@ -106,7 +106,7 @@ def test_it_says_what_is_going_on():
 
 def test_it_shows_the_time_on_its_own(monkeypatch):
     """Nothing happens in the run, as while XLA compiles, and yet the clock goes on."""
-    monkeypatch.setattr("enkg_ppl._progress.REFRESH", 0.01)
+    monkeypatch.setattr("enkg_ppl.numpyro._progress.REFRESH", 0.01)
     run = Run()
     with run.bar:
         run.now = 165.0

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from enkg_ppl import GaussianLikelihood, InverseProblem, Karras, MixturePrior, PublishedCorrection, Response, guide
-from enkg_ppl._correction import Level
-from enkg_ppl._correction._published import _kalman_step
-from enkg_ppl._forward import ensemble_response
+from enkg_ppl import InverseProblem, Karras, MixturePrior, PublishedCorrection, guide
+from enkg_ppl.evaluation._evaluator import ensemble_response
+from enkg_ppl.guidance import Level
+from enkg_ppl.guidance._published import _kalman_step
+from enkg_ppl.likelihood import GaussianLikelihood, Response
 
 RUNS = ["linear_small_scale", "linear_two_updates", "nonlinear_small_scale", "nonlinear_decaying_scale"]
 

@@ -10,7 +10,7 @@ import scipy.special as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enkg_ppl import _quantile as q
+from enkg_ppl import quantiles as q
 
 EPS = {"float64": 2.3e-16, "float32": 1.2e-7}
 # Compilation is nearly all of the time here; unoptimised it takes half as long.

@@ -8,26 +8,26 @@ import pytest
 from scipy.stats import multivariate_normal, multivariate_t
 
 from enkg_ppl import (
-    GaussianLikelihood,
+    EllipticalSlice,
     GaussianPrior,
     InverseProblem,
     KalmanCorrection,
-    LatentSlice,
     MixturePrior,
     TemperedSMC,
     blackbox,
     guide,
     infer,
 )
-from enkg_ppl._forward import Evaluator
-from enkg_ppl._refine import _mixing as mixing
-from enkg_ppl._refine._linearised import linearised_reference
-from enkg_ppl._refine._mixture_fit import Shape, best_shape, fit
-from enkg_ppl._refine._moves import jump, slice_move
-from enkg_ppl._refine._reference import Reference, gaussian, inflated, mean_log_prob
-from enkg_ppl._refine._space import Group, Space, log_standard_normal
-from enkg_ppl._refine._target import Start, Target
-from enkg_ppl._refine._warp import fit_warp
+from enkg_ppl.bijections._warp import fit_warp
+from enkg_ppl.evaluation._evaluator import Evaluator
+from enkg_ppl.likelihood import GaussianLikelihood
+from enkg_ppl.mixtures._fit import Shape, best_shape, fit
+from enkg_ppl.mixtures._student import Reference, gaussian, inflated, mean_log_prob
+from enkg_ppl.refinement import _mixing as mixing
+from enkg_ppl.refinement._linearised import linearised_reference
+from enkg_ppl.refinement._target import Start, Target
+from enkg_ppl.refinement.moves._jump_and_slice import jump, slice_move
+from enkg_ppl.refinement.moves._space import Group, Space, log_standard_normal
 
 J, DIM = 512, 2
 ROOM = 4  # components that the kernels have room for
@@ -215,7 +215,7 @@ def test_a_mixture_prior_is_sampled_through_its_flow():
 def test_latent_slice_reaches_the_posterior():
     """From a guided ensemble that is off on purpose: mean and variance within 4.5 standard errors of J draws."""
     z = np.random.default_rng(7).standard_normal((J, DIM)) * 0.3 + 1.0
-    posterior = LatentSlice().run(jr.key(7), LINEAR, num_particles=J, guided=z)
+    posterior = EllipticalSlice().run(jr.key(7), LINEAR, num_particles=J, guided=z)
     sd = np.sqrt(np.diag(COVARIANCE))
     assert not posterior.messages
     assert np.all(np.abs(posterior.mean() - MEAN) < 4.5 * sd / J**0.5)
@@ -231,7 +231,7 @@ def test_latent_slice_in_more_dimensions_than_particles():
     y = jnp.asarray(B @ rng.standard_normal(100) + 0.3 * rng.standard_normal(10))
     problem = InverseProblem(GaussianPrior.standard(100), lambda x: B @ x, GaussianLikelihood(y, 0.3))
     posterior = infer(jr.key(1), problem, num_particles=48)
-    assert posterior.method == "KalmanCorrection + LatentSlice"
+    assert posterior.method == "KalmanCorrection + EllipticalSlice"
     assert "too few for TemperedSMC" in posterior.stats["refinement"]
     covariance = np.linalg.inv(np.eye(100) + B.T @ B / 0.09)
     mean = covariance @ np.asarray(B.T @ y) / 0.09

@@ -13,10 +13,10 @@ import pytest
 import scipy.stats as st
 
 from enkg_ppl import EnKG
-from enkg_ppl._numpyro._model import NumPyroModel
-from enkg_ppl._numpyro._observation import Observation, SiteLikelihood
-from enkg_ppl._numpyro._refusals import ModelError
-from enkg_ppl._numpyro._resolution import check_resolution
+from enkg_ppl.numpyro._model import NumPyroModel
+from enkg_ppl.numpyro._observation import Observation, SiteLikelihood
+from enkg_ppl.numpyro._refusals import ModelError
+from enkg_ppl.numpyro._resolution import check_resolution
 
 REMEDY = r"run in 64 bits \(numpyro.enable_x64\(\) before anything else of JAX\)"
 DAYS = 2457000.5 + np.linspace(0.0, 4.0, 30)

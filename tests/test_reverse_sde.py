@@ -13,9 +13,9 @@ import pytest
 from bare import Bare, Correlated
 
 from enkg_ppl import GaussianPrior, MixturePrior, load_prior
-from enkg_ppl._flow import decode, sde_draw
-from enkg_ppl._prior import over_particles
-from enkg_ppl._reverse_sde import log_variance_ratio, reverse_sde_sample, reverse_steps
+from enkg_ppl.priors import over_particles
+from enkg_ppl.priors._flow import decode, sde_draw
+from enkg_ppl.priors._reverse_sde import log_variance_ratio, reverse_sde_sample, reverse_steps
 from models import kolmogorov
 
 

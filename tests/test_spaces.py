@@ -11,19 +11,19 @@ from numpyro.contrib.control_flow import scan
 from numpyro.infer.util import unconstrain_fn
 from scipy.stats import halfnorm, multivariate_normal, norm
 
-from enkg_ppl import EnKG, GaussianLikelihood, InverseProblem, TemperedSMC, blackbox, infer
-from enkg_ppl._forward import Evaluator
-from enkg_ppl._likelihood import Response
-from enkg_ppl._numpyro._model import NumPyroModel
-from enkg_ppl._prior import GaussianPrior
-from enkg_ppl._refine import _tempered_smc
-from enkg_ppl._refine._conditional import fit_conditional
-from enkg_ppl._refine._mixture_fit import Shape, fit
-from enkg_ppl._refine._moves import jump, slice_move
-from enkg_ppl._refine._space import Space, best_space, scales, simulated
-from enkg_ppl._refine._starts import Starts
-from enkg_ppl._refine._target import Target
-from enkg_ppl._refine._warp import choose_given, fit_warp, no_warp
+from enkg_ppl import EnKG, InverseProblem, TemperedSMC, blackbox, infer
+from enkg_ppl.bijections._warp import choose_given, fit_warp, no_warp
+from enkg_ppl.evaluation._evaluator import Evaluator
+from enkg_ppl.likelihood import GaussianLikelihood, Response
+from enkg_ppl.linearise._conditional import fit_conditional
+from enkg_ppl.mixtures._fit import Shape, fit
+from enkg_ppl.numpyro._model import NumPyroModel
+from enkg_ppl.priors import GaussianPrior
+from enkg_ppl.refinement import _tempered_smc
+from enkg_ppl.refinement._starts import Starts
+from enkg_ppl.refinement._target import Target
+from enkg_ppl.refinement.moves._jump_and_slice import jump, slice_move
+from enkg_ppl.refinement.moves._space import Space, best_space, scales, simulated
 
 N = 600
 BLOCK = 128  # one size, so that kernels are compiled once

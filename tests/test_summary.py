@@ -5,8 +5,8 @@ import numpyro.diagnostics
 import pytest
 
 from enkg_ppl import EnKG, Posterior
-from enkg_ppl._diagnostics import diagnose
-from enkg_ppl._numpyro._result import Result
+from enkg_ppl.diagnostics._diagnose import diagnose
+from enkg_ppl.numpyro._result import Result
 
 N = 512
 RNG = np.random.default_rng(0)

@@ -15,9 +15,9 @@ from numpyro import handlers
 from numpyro.infer.util import initialize_model
 
 from enkg_ppl import EnKG
-from enkg_ppl._numpyro._model import NumPyroModel
-from enkg_ppl._numpyro._observation import Observation, SiteLikelihood
-from enkg_ppl._numpyro._refusals import ModelError
+from enkg_ppl.numpyro._model import NumPyroModel
+from enkg_ppl.numpyro._observation import Observation, SiteLikelihood
+from enkg_ppl.numpyro._refusals import ModelError
 from tests.test_observations import D, Y, parameters
 
 # Data that the distributions of the registry `D` do not allow; a family that is not here allows all numbers.

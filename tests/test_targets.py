@@ -14,7 +14,7 @@ from scipy.special import expit
 
 pytest.importorskip("sklearn", reason="needs the extra 'validation'")
 
-from enkg_ppl._numpyro._model import NumPyroModel
+from enkg_ppl.numpyro._model import NumPyroModel
 from validation import metrics
 from validation.posteriors import _parallel_tempering as tempering
 from validation.posteriors import (

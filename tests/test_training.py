@@ -20,13 +20,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from scipy.stats import norm
 
-from enkg_ppl import GaussianPrior
-from enkg_ppl._network import ResidualMLP
-from enkg_ppl._prior import EDM, VP, Discrete, NetworkPrior
-from enkg_ppl._training import LogNormalNoise, TrainingInterrupted, _checkpoint, _data, _step, train_prior
-from enkg_ppl._training._data import ArraySource, Rebatched, open_data
-from enkg_ppl._training._loss import denoising_loss
-from enkg_ppl._training._statistics import EXACT_DIM, statistics, widest_sd
+from enkg_ppl import GaussianPrior, NetworkPrior
+from enkg_ppl.networks import ResidualMLP
+from enkg_ppl.priors.preconditioning import EDM, VP, Discrete
+from enkg_ppl.training import LogNormalNoise, TrainingInterrupted, _checkpoint, _data, _step, train_prior
+from enkg_ppl.training._data import ArraySource, Rebatched, open_data
+from enkg_ppl.training._loss import denoising_loss
+from enkg_ppl.training._statistics import EXACT_DIM, statistics, widest_sd
 
 ROOT = Path(__file__).resolve().parents[1]
 MEAN = np.array([3.0, -1.0])
@@ -482,7 +482,7 @@ def test_several_devices_give_what_one_gives(monkeypatch):
 
 def test_batches_are_split_between_devices(monkeypatch):
     """The batch axis is what is sharded: seen on one device through its sharding."""
-    from enkg_ppl._training import _train
+    from enkg_ppl.training import _train
 
     shardings = []
     real = _train.advance

@@ -14,7 +14,7 @@ import scipy.stats as st
 from numpyro.distributions import transforms
 from tail_oracles import Dagum, Folded, Kumaraswamy, LogUniform, Mixture, PowerLaw, Truncated, VonMises
 
-from enkg_ppl._numpyro._transport import from_standard, standard_shape, to_standard
+from enkg_ppl.numpyro.transports import from_standard, standard_shape, to_standard
 
 # Compilation is nearly all of the time here; unoptimised it takes half as long.
 quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from numpyro.distributions import transforms
 
-from enkg_ppl._numpyro._transport import from_standard, standard_shape, to_standard
+from enkg_ppl.numpyro.transports import from_standard, standard_shape, to_standard
 
 quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 

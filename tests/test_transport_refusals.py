@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 import pytest
 from numpyro.distributions import transforms
 
-from enkg_ppl._numpyro._transport import UnsupportedPriorError, from_standard, standard_shape, to_standard
+from enkg_ppl.numpyro.transports import UnsupportedPriorError, from_standard, standard_shape, to_standard
 
 ONE, TWO, EYE = jnp.ones(()), jnp.ones(2), jnp.eye(2)
 NORMAL, WEIGHTS = dist.Normal(0.0, 1.0), dist.Categorical(probs=0.5 * TWO)

@@ -10,9 +10,9 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from enkg_ppl._network import NETWORKS, ADMUNet, ConvDDPM, SongUNet
-from enkg_ppl._network._blocks import Attention
-from enkg_ppl._network._layers import Conv2d, GroupNorm, downsample, glorot, upsample
+from enkg_ppl.networks import NETWORKS, ADMUNet, ConvDDPM, SongUNet
+from enkg_ppl.networks._blocks import Attention
+from enkg_ppl.networks._layers import Conv2d, GroupNorm, downsample, glorot, upsample
 
 SETTINGS = {
     "SongUNet": {

@@ -11,7 +11,8 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from enkg_ppl import GaussianLikelihood, GaussianPrior, InverseProblem, blackbox
+from enkg_ppl import GaussianPrior, InverseProblem, blackbox
+from enkg_ppl.likelihood import GaussianLikelihood
 from validation import runner
 from validation.__main__ import main
 from validation.lines import FAIR, GOOD, POOR, grade, grade_all

@@ -8,20 +8,13 @@ import pytest
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm, poisson
 
-from enkg_ppl import (
-    DiffusionWaltz,
-    GaussianLikelihood,
-    GaussianPrior,
-    InverseProblem,
-    MixturePrior,
-    PoissonLikelihood,
-    Prior,
-    guide,
-)
-from enkg_ppl._forward import Evaluator
-from enkg_ppl._refine._noising import MAX_PAIRS, RIDGE, Noising, SlopePool
-from enkg_ppl._refine._stationarity import Snapshot, compare, drift_p_value
-from enkg_ppl._refine._waltz import _Waltz
+from enkg_ppl import DiffusionWaltz, GaussianPrior, InverseProblem, MixturePrior, guide
+from enkg_ppl.evaluation._evaluator import Evaluator
+from enkg_ppl.likelihood import GaussianLikelihood, PoissonLikelihood
+from enkg_ppl.priors import Prior
+from enkg_ppl.refinement._noising import MAX_PAIRS, RIDGE, Noising, SlopePool
+from enkg_ppl.refinement._stationarity import Snapshot, compare, drift_p_value
+from enkg_ppl.refinement._waltz import _Waltz
 
 J, MANY = 512, 8192
 A = np.array([[1.0, 0.5]])

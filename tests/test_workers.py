@@ -15,8 +15,8 @@ import pytest
 import simulators
 
 from enkg_ppl import BlackBoxError, blackbox
-from enkg_ppl import _workers as workers
-from enkg_ppl._blackbox import raise_host_failure
+from enkg_ppl.evaluation import _workers as workers
+from enkg_ppl.evaluation._black_box import raise_host_failure
 
 # Workers begin as copies of a process that has only imported the package, which is what takes time.
 multiprocessing.set_forkserver_preload(["enkg_ppl"])

@@ -23,7 +23,7 @@ import numpyro.distributions as dist
 from numpyro.infer import MCMC, NUTS
 
 from enkg_ppl import DiffusionPrior, EnKG, blackbox, calibration
-from enkg_ppl._flow import sde_draw
+from enkg_ppl.priors._flow import sde_draw
 from models import kolmogorov as flow
 from models import navier_stokes
 

@@ -26,10 +26,10 @@ import jax.random as jr
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from enkg_ppl._network import SongUNet
-from enkg_ppl._prior import EDM
-from enkg_ppl._training import LogNormalNoise
-from enkg_ppl._training._step import Frozen, Program, Settings, advance, initial
+from enkg_ppl.networks import SongUNet
+from enkg_ppl.priors.preconditioning import EDM
+from enkg_ppl.training import LogNormalNoise
+from enkg_ppl.training._step import Frozen, Program, Settings, advance, initial
 
 NETWORK = {"width": 32, "multipliers": (1, 2, 2), "num_blocks": 2, "attention_resolutions": (16,)}
 SIDE = 32

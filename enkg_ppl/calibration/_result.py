@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from enkg_ppl._numpyro._renamed import new_names, renamed, what_was_renamed
 from enkg_ppl.calibration._ecdf import Bands, bands, below, p_value
+from enkg_ppl.numpyro._renamed import new_names, renamed, what_was_renamed
 
 LOG_LIKELIHOOD = "log_likelihood"
 

@@ -22,7 +22,6 @@ from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC
 from tqdm import tqdm
 
-from enkg_ppl._numpyro import EnKG
 from enkg_ppl.calibration._compiled import CompiledMCMC
 from enkg_ppl.calibration._file import DONE, FAILED, PENDING, State, load, save
 from enkg_ppl.calibration._identity import identity
@@ -30,6 +29,7 @@ from enkg_ppl.calibration._rank import rank, rank_log_likelihood
 from enkg_ppl.calibration._result import LOG_LIKELIHOOD, SBC
 from enkg_ppl.calibration._simulate import PriorPredictive, Simulated
 from enkg_ppl.calibration._witness import Simulations, check_witness
+from enkg_ppl.numpyro import EnKG
 
 # Runs that fail from the first data set on are no calibration study but a mistake in the call.
 HOPELESS = 3

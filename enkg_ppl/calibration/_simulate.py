@@ -13,10 +13,10 @@ import numpy as np
 from numpyro import handlers
 from numpyro.distributions import constraints
 
-from enkg_ppl._blackbox import raise_host_failure
-from enkg_ppl._marks import poisoned
-from enkg_ppl._numpyro import ModelError
-from enkg_ppl._numpyro._response import ranks_may_differ
+from enkg_ppl.evaluation._black_box import raise_host_failure
+from enkg_ppl.evaluation._marks import poisoned
+from enkg_ppl.numpyro import ModelError
+from enkg_ppl.numpyro._response import ranks_may_differ
 
 Values = dict[str, np.ndarray]
 

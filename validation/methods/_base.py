@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from enkg_ppl._host_call import host_call
 from enkg_ppl._types import Vector
+from enkg_ppl.evaluation._host_call import host_call
 from validation.target import Draws, Target
 
 
@@ -59,7 +59,12 @@ class Method:
     run: Run
     needs_gradient: bool = False
     needs_model: bool = False
-    sources: tuple[str, ...] = ("enkg_ppl/_numpyro", "enkg_ppl/_prior", "enkg_ppl/_likelihood.py", "enkg_ppl/_flow.py")
+    sources: tuple[str, ...] = (
+        "enkg_ppl/numpyro",
+        "enkg_ppl/priors",
+        "enkg_ppl/likelihood.py",
+        "enkg_ppl/priors/_flow.py",
+    )
 
     def refuses(self, target: Target) -> str | None:
         """Why this method cannot be tried on a target; None where it can."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import ndtri
 
-from enkg_ppl._refine._steps import systematic
+from enkg_ppl.refinement.moves._steps import systematic
 from validation.methods._base import Method, Result
 from validation.methods._latent import Latent
 from validation.target import Target

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from enkg_ppl import GaussianLikelihood, GaussianPrior, InverseProblem
+from enkg_ppl import GaussianPrior, InverseProblem
 from enkg_ppl._types import Vector
+from enkg_ppl.likelihood import GaussianLikelihood
 from models._hartley import Hartley
 from validation.posteriors.closed_form import GaussianPosterior
 from validation.target import Target, Truth

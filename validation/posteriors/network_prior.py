@@ -23,7 +23,9 @@ from jaxtyping import Array, ArrayLike, Float
 from numpyro import handlers
 from scipy.interpolate import RectBivariateSpline
 
-from enkg_ppl import DiffusionPrior, DiffusionReparam, Flow, Prior, blackbox, load_prior
+from enkg_ppl import DiffusionPrior, blackbox, load_prior
+from enkg_ppl.numpyro import DiffusionReparam
+from enkg_ppl.priors import Flow, Prior
 from models import toys
 from validation.nuts import nuts
 from validation.target import Target, Truth, flatten

@@ -20,7 +20,8 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.diagnostics import split_gelman_rubin
 
-from enkg_ppl import GaussianLikelihood, InverseProblem
+from enkg_ppl import InverseProblem
+from enkg_ppl.likelihood import GaussianLikelihood
 from validation.nuts import nuts
 from validation.posteriors._parallel_tempering import parallel_tempering
 from validation.posteriors.gaussian_field import Hartley, covariance, prior, spectrum

@@ -1,6 +1,0 @@
-"""Training of diffusion priors: the denoising loss, the data, the loop, and checkpoints."""
-
-from enkg_ppl._training._loss import LogNormalNoise
-from enkg_ppl._training._train import TrainingInterrupted, train_prior
-
-__all__ = ["LogNormalNoise", "TrainingInterrupted", "train_prior"]

@@ -1,0 +1,1 @@
+"""Maps of latent vectors that straighten a posterior."""

@@ -1,0 +1,1 @@
+"""Can a posterior be trusted? Checks of a finished run."""

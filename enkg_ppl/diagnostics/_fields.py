@@ -1,0 +1,211 @@
+"""Is a guided ensemble the posterior that its own slope implies? Checks for particles fewer than unknowns.
+
+In a linear-Gaussian problem with slope A the posterior covariance of ``A^T x`` is known from the prior's:
+``P = C_gg (C_gg + Gamma)^-1 Gamma`` with ``C_gg = A^T C A``, and that of x itself is
+``C - C A (C_gg + Gamma)^-1 A^T C``. Averaged over data sets and draws, chi-square per datum is 1 exactly, of which the
+spread of the draws makes ``tr(P Gamma^-1) / m``. An ensemble in which these do not hold is not that posterior; a
+simulator that the slope does not explain is not that problem.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from enkg_ppl._special import gammainc, gammaincc
+from enkg_ppl.linearise._ridge import ridge
+
+# Spread of the draws over what the slope implies, as variances. Sampling and a slope that bends move it by a third.
+TOO_NARROW, TOO_WIDE = 0.5, 2.0
+# The same for the predictions above 1, beside this many of its standard errors: on linear fields it stays below 1.03,
+# and a simulator like exp, whose posterior means are half a standard deviation off in places, has 1.3.
+DATA_TOO_WIDE, ERRORS = 0.15, 4.0
+# Output variance over the draws that the slope leaves unexplained, in units of the noise variance.
+UNEXPLAINED = 0.2
+# Spread of the log noise variance over the draws, above which the noise is an unknown like others. Counts, whose
+# noise follows their mean, stay below it where the data tell the mean to within a third.
+NOISE_UNKNOWN = 0.5
+# Latents drawn from the prior for the comparison; they cost no simulation.
+NUM_PRIOR_DRAWS = 1024
+# Chance of a chi-square this far out, at either end, where everything is right.
+TAIL = 1e-5
+
+
+class EnsembleCheck(NamedTuple):
+    """What `check_ensemble` found; each figure is 1 (`unexplained`: 0) where the posterior is linear-Gaussian.
+
+    `chi2_per_datum`: mean of (observation - prediction)^2 / noise. `chi2_tail`: chance of one as far from 1.
+    `data_spread`: variance of the predictions over what the slope implies, in units of the noise, summed over data.
+    `latent_spread`: total variance of the draws over what the slope and the prior imply.
+    `unexplained`: output variance that the slope leaves, over the noise variance, mean over the data.
+    `noise_spread`: standard deviation over the draws of the log noise variance, the largest of the data.
+    `data_spread_error`: standard error of `data_spread` from the number of draws. `has_spreads`: whether both spreads
+    are known.
+    """
+
+    chi2_per_datum: float
+    chi2_tail: float
+    data_spread: float
+    latent_spread: float
+    unexplained: float
+    noise_spread: float = 0.0
+    data_spread_error: float = 0.0
+    has_spreads: bool = True
+
+    def stats(self) -> dict[str, float]:
+        """The figures for the table of diagnostics."""
+        hidden = {"chi2_tail", "data_spread_error", "has_spreads"}
+        hidden |= set() if self.has_spreads else {"data_spread", "latent_spread"}
+        return {name: value for name, value in self._asdict().items() if name not in hidden}
+
+    def warnings(self) -> list[str]:
+        """A sentence with a remedy for every figure beyond its threshold."""
+        return [sentence for _, _, sentence in self.signs()]
+
+    def signs(self) -> list[tuple[str, float, str]]:
+        """For every figure beyond its threshold: what is wrong in a word, how far, and the sentence."""
+        found = []
+        if not np.isfinite(self.chi2_per_datum) or (not self.chi2_tail >= TAIL and self.chi2_per_datum > 1):
+            sentence = (
+                f"the draws miss the data by more than the noise allows (chi-square per datum {self.chi2_per_datum:.3g}"
+                ", where 1 is due): the run has not converged or the model cannot explain the data; use a refinement"
+            )
+            found.append(("misfit", self.chi2_per_datum, sentence))
+        elif not self.chi2_tail >= TAIL:
+            sentence = (
+                f"the draws follow the data more closely than the noise allows (chi-square per datum "
+                f"{self.chi2_per_datum:.3g}, where 1 is due): the ensemble has collapsed, or the noise is overstated"
+            )
+            found.append(("too close", -self.chi2_per_datum, sentence))
+        widest = min(TOO_WIDE, 1 + DATA_TOO_WIDE + ERRORS * self.data_spread_error)
+        for name, ratio, most in (
+            ("predictions", self.data_spread, widest),
+            ("draws", self.latent_spread, TOO_WIDE),
+        ):
+            if not self.has_spreads:
+                break
+            if np.isnan(ratio) and np.isfinite(self.chi2_per_datum):
+                sentence = (
+                    f"whether the {name} vary as much as noise and prior ask for cannot be told, as neither they nor "
+                    "draws of the prior vary: check the prior and the simulator, or use a refinement"
+                )
+                found.append((f"{name} unknown", 0.0, sentence))
+            elif ratio < TOO_NARROW:
+                sentence = (
+                    f"the {name} vary too little (variance {ratio:.2g} of what noise and prior ask for): the ensemble "
+                    "has collapsed; use the default correction, or a refinement"
+                )
+                found.append((f"{name} narrow", -ratio, sentence))
+            elif ratio > most:
+                sentence = (
+                    f"the {name} vary too much (variance {ratio:.2g} times what noise and prior ask for): the guided "
+                    "flow has not converged; use more noise levels, or a refinement"
+                )
+                found.append((f"{name} wide", ratio, sentence))
+        if not self.unexplained <= UNEXPLAINED:
+            sentence = (
+                f"the simulator bends within the posterior (a straight line leaves {self.unexplained:.2g} noise "
+                "variances of its output unexplained): the guided draws are approximate; use a refinement"
+            )
+            found.append(("bends", self.unexplained, sentence))
+        if not self.noise_spread <= NOISE_UNKNOWN:
+            sentence = (
+                "the noise level is among the unknowns, which the guided flow cannot learn (its logarithm varies by "
+                f"{self.noise_spread:.2g} over the draws): use a refinement"
+            )
+            found.append(("noise", self.noise_spread, sentence))
+        return found
+
+
+# Figures that are right at 1, and what belongs to each.
+RATIOS = {"chi2_per_datum": "chi2_tail", "data_spread": "data_spread_error", "latent_spread": "latent_spread"}
+
+
+def worst(checks: list[EnsembleCheck]) -> EnsembleCheck:
+    """Of several ensembles the worst figure each: the farthest from 1, the largest where 0 is right, NaN before all."""
+    figures: dict = {name: float(np.max([getattr(check, name) for check in checks])) for name in EnsembleCheck._fields}
+    figures["has_spreads"] = all(check.has_spreads for check in checks)
+    for name, beside in RATIOS.items():
+        chosen = checks[int(np.argmax([_distance(getattr(check, name)) for check in checks]))]
+        figures |= {name: getattr(chosen, name), beside: getattr(chosen, beside)}
+    return EnsembleCheck(**figures)
+
+
+def warnings_of(checks: list[EnsembleCheck]) -> list[str]:
+    """The sentences about several ensembles: one for every thing that is wrong, with the worst figure."""
+    signs: dict[str, tuple[float, str]] = {}
+    for kind, far, sentence in (sign for check in checks for sign in check.signs()):
+        far = np.inf if np.isnan(far) else far
+        if kind not in signs or far > signs[kind][0]:
+            signs[kind] = far, sentence
+    return [sentence for _, sentence in signs.values()]
+
+
+def _distance(ratio: float) -> float:
+    """From 1, on a logarithmic scale; without bound for NaN."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance = abs(np.log(ratio))
+    return np.inf if np.isnan(distance) else float(distance)
+
+
+def _noise_spread(noise: np.ndarray) -> float:
+    """Largest sd of the log noise variance; noise that is the same in all draws, infinite too, does not spread."""
+    with np.errstate(all="ignore"):
+        spread = np.std(np.log(noise), axis=0)
+    spread = np.where(np.all(noise == noise[0], axis=0), 0.0, spread)
+    return float(np.max(np.where(np.isnan(spread), np.inf, spread), initial=0.0))
+
+
+def check_ensemble(
+    x: ArrayLike,
+    prediction: ArrayLike,
+    observation: ArrayLike,
+    noise: ArrayLike,
+    prior_draws: ArrayLike | None,
+    slope: ArrayLike | None = None,
+) -> EnsembleCheck:
+    """Compare an equally weighted ensemble with the linear-Gaussian posterior of its slope.
+
+    `x`: the draws, shape (particles, dim). `prediction`, `observation`, `noise`: their working responses, noise as
+    variances, shape (particles, m). `prior_draws`: latents drawn from the prior, a few hundred at least, shape
+    (draws, dim); they cost no simulation. None leaves the spreads out: under a prior far from Gaussian, as networks
+    are, the posterior may be many times narrower than a Gaussian prior of the same covariance would make it.
+    `slope`: shape (dim, m), the flow's own (`Posterior.slope`), which has seen all levels; without it one is fitted to
+    these draws, which tells little where they are fewer than unknowns.
+    Particles whose simulation is not finite make every figure NaN or infinite, and so a warning.
+    """
+    x, prediction, observation, noise = (np.asarray(a, float) for a in (x, prediction, observation, noise))
+    m = prediction.shape[1]
+    noise_spread = _noise_spread(noise)
+    chi2 = float(np.mean((observation - prediction) ** 2 / noise))
+    if not (np.isfinite(chi2) and np.isfinite(x).all()):
+        noise_spread = noise_spread if np.isfinite(noise_spread) else 0.0
+        return EnsembleCheck(np.inf, 0.0, np.nan, np.nan, np.inf, noise_spread, has_spreads=prior_draws is not None)
+    tail = float(min(gammainc(m / 2, chi2 * m / 2), gammaincc(m / 2, chi2 * m / 2)))
+    root = np.sqrt(np.median(noise, axis=0))
+    r, q = (a - a.mean(axis=0) for a in (x, prediction / root))
+    A = (
+        np.asarray(ridge(jnp.asarray(r), jnp.asarray(q), 1 / len(r)))
+        if slope is None
+        else np.asarray(slope, float) / root
+    )
+    n, explained = len(x) - 1, r @ A
+    unexplained = float(np.mean(np.sum((q - explained) ** 2, axis=0) / n))
+    if prior_draws is None:
+        return EnsembleCheck(chi2, tail, 1.0, 1.0, unexplained, noise_spread, has_spreads=False)
+    draws = np.asarray(prior_draws, float)
+    draws = draws - draws.mean(axis=0)
+    g = draws @ A
+    C_gg, C_xg = g.T @ g / (len(draws) - 1), draws.T @ g / (len(draws) - 1)
+    total = C_gg + (1 + unexplained) * np.eye(m)
+    P = (1 + unexplained) * np.linalg.solve(total, C_gg)  # its eigenvalues are the variances implied
+    implied_data, squares = np.trace(P), np.sum(P * P.T)
+    implied_latent = np.sum(draws**2) / (len(draws) - 1) - np.sum(C_xg.T * np.linalg.solve(total, C_xg.T))
+    data_spread = np.sum(explained**2) / n / implied_data if implied_data > 0 else 1.0
+    latent_spread = np.sum(r**2) / n / implied_latent
+    # A sum of independent variances v, each from n draws: 2 v^2 / n.
+    error = (2 / n * squares) ** 0.5 / implied_data if implied_data > 0 else 0.0
+    return EnsembleCheck(chi2, tail, float(data_spread), float(latent_spread), unexplained, noise_spread, float(error))

@@ -1,0 +1,476 @@
+"""Host code (NumPy, SciPy, a subprocess) as a simulator inside JAX code."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from enkg_ppl.evaluation._failure import (
+    HOPELESS,
+    BlackBoxError,
+    Failure,
+    Run,
+    Tally,
+    _State,
+    only_rows,
+    raise_host_failure,
+    warn_user,
+    watch_black_boxes,
+)
+from enkg_ppl.evaluation._host_call import host_call
+from enkg_ppl.evaluation._workers import (
+    SimulatorTimeout,
+    Timed,
+    UnusableExecutor,
+    WorkerDied,
+    Workers,
+    forks,
+    is_picklable,
+)
+
+__all__ = ["BlackBox", "BlackBoxError", "blackbox", "only_rows", "raise_host_failure", "watch_black_boxes"]
+
+# Calls of a vectorised simulator, repeated on parts of an ensemble, that are made to find which particle it fails for.
+MOST_REPEATS = 64
+
+# Differences between alone and in company that are this share of the spread over particles do not matter.
+SMALL_SHARE = 1e-3
+SILENCE = " (check_deterministic=False of blackbox leaves the question out)"
+
+Results = Generator[tuple[np.ndarray, "np.ndarray | Failure"]]
+
+ON_FAILURE = ("tolerate", "raise", "reject")
+
+
+def blackbox(
+    fn: Callable,
+    shape: tuple[int, ...] | Callable[..., tuple[int, ...]],
+    *,
+    dtype=None,
+    vectorized: bool = False,
+    executor: Executor | None = None,
+    timeout: float | None = None,
+    on_failure: Literal["tolerate", "raise", "reject"] = "tolerate",
+    plates: Literal["map"] | None = None,
+    check_deterministic: bool = True,
+    name: str | None = None,
+) -> BlackBox:
+    """Wrap host code as a simulator that can be called inside a NumPyro model.
+
+    `fn`: takes NumPy arrays and returns an array of `shape` for one particle. With `vectorized=True` every
+    argument has a leading particle axis and so must the result, `(particles, *shape)`: one call an ensemble.
+    Otherwise it is called once a particle, in turn, or side by side where an `executor` is given (anything with
+    `submit`; a process pool needs a picklable `fn`, and one that forks, as Linux has it by default before Python 3.14,
+    hangs where `fn` uses JAX: pass it `mp_context=multiprocessing.get_context("spawn")`). A `ProcessPoolExecutor` whose
+    worker dies is made anew, and the simulations that were lost are repeated.
+    `shape`: shape of the result for one particle, `()` for a number. Where it follows an argument, so that the model
+    can also be run at other points, a function of the arguments: `lambda a, times: times.shape`.
+    `dtype`: of the result (default: JAX's float).
+    `timeout`: seconds a call may take, from its start. What takes longer is left behind in a thread that ends with the
+    program; the processes that it started are ended (on Linux), its own Python code too, compiled code is not.
+    `on_failure`: what an exception, `sys.exit`, a time-out, the death of a worker process or a NaN means. "tolerate":
+    a few failures, at most 1 % of a run's simulations (as far as chance lets tell while it is under way), have zero
+    likelihood, and one warning at the end names the first; more of them raise, and so does an error in the code of
+    `fn` (a `NameError`, `AttributeError`, `TypeError`, `ImportError`, ...). Outside of a run they all raise. "raise":
+    the first raises. "reject": such parameters have zero likelihood, however many; only where every simulation fails
+    does that raise. What raises is a `BlackBoxError` that names the parameters. The result of a failure is NaN, so a
+    model may answer for it with `jnp.where(jnp.isnan(f), ..., f)`; results that cannot hold NaN (`dtype=int`, bool) are
+    0 there, and the likelihood is zero all the same.
+    `plates`: "map" simulates the elements of plates one by one: every argument is then one number a simulation, and
+    `simulate(a)` of an `a` of shape (5,) is five simulations with a result of shape `(5, *shape)`.
+    `check_deterministic`: whether each run repeats one simulation, and warns where the result is another. A simulator
+    must be a function of its arguments. One that draws random numbers becomes that by common random numbers
+    (`np.random.default_rng(0)` made anew inside `fn`, and the same numbers for every particle), by taking its noise as
+    an argument that is a latent site of the model, or, nearly, by an estimate such as the mean of many runs.
+    `name`: for messages (default: the function's own).
+
+    `num_calls` is the number of particles simulated so far, including the one that is repeated (as it is in
+    `EnKG.num_forward_evaluations`); `num_rejected` that of failures. `num_repeated` counts apart what a failure made it
+    repeat: where a vectorised call raises, its ensemble is halved until it is known for which particles. Elements of
+    plates count one each. Asking for a gradient raises `TypeError`.
+
+    Under `jax.lax.cond` it is called for every particle all the same, since JAX evaluates both branches of an ensemble
+    and selects afterwards. To spare it parameters that it cannot take, write two `where`s:
+    `jnp.where(good, simulate(jnp.where(good, a, safe)), otherwise)` with any `safe` that it can take.
+
+    Raises `TypeError` where `fn` cannot be called, or cannot be sent to the processes of a pool, `ValueError` for
+    a shape, timeout, plates or on_failure that makes no sense. Warns of a pool that forks.
+    """
+    return BlackBox(fn, shape, dtype, vectorized, executor, timeout, on_failure, plates, check_deterministic, name)
+
+
+class BlackBox:
+    """A simulator in host code; made by `blackbox`."""
+
+    def __init__(self, fn, shape, dtype, vectorized, executor, timeout, on_failure, plates, check_deterministic, name):
+        if not callable(fn):
+            raise TypeError(f"blackbox needs a function; got {fn!r}")
+        shape = shape if callable(shape) else _as_shape(shape)
+        if on_failure not in ON_FAILURE:
+            raise ValueError(f"blackbox needs on_failure 'tolerate', 'raise' or 'reject'; got {on_failure!r}")
+        if plates not in (None, "map"):
+            raise ValueError(f"blackbox needs plates 'map' or None; got {plates!r}")
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"blackbox needs timeout > 0 seconds or None; got {timeout!r}")
+        if executor is not None and not hasattr(executor, "submit"):
+            raise TypeError(f"blackbox needs an executor with a submit method; got {executor!r}")
+        if executor is not None and vectorized:
+            raise ValueError("blackbox takes an executor or vectorized=True, not both: drop one of them")
+        self.fn = fn
+        self.shape = shape
+        self.dtype = dtype
+        self.vectorized = vectorized
+        self.executor = executor
+        self.timeout = timeout
+        self.on_failure = on_failure
+        self.plates = plates
+        self.check_deterministic = check_deterministic
+        self.name = name or getattr(fn, "__name__", type(fn).__name__)
+        self.num_calls = 0
+        self.num_rejected = 0
+        self.num_repeated = 0
+        self.__name__ = self.name
+        self._argument_names = _argument_names(fn)
+        self._workers = None if executor is None else Workers(executor, fn, timeout)
+        self._timed = fn if timeout is None else Timed(fn, timeout)
+        if isinstance(executor, ProcessPoolExecutor):
+            self._check_pool(executor)
+
+    def _check_pool(self, pool: ProcessPoolExecutor) -> None:
+        if not is_picklable(self.fn):
+            raise TypeError(
+                f"{self.name} cannot be sent to the processes of a ProcessPoolExecutor: define it with def at the top "
+                "level of a module, or use a ThreadPoolExecutor"
+            )
+        if forks(pool):
+            warn_user(
+                f"the ProcessPoolExecutor of {self.name} forks, and a forked process hangs where it uses JAX: make it "
+                "with mp_context=multiprocessing.get_context('spawn')"
+            )
+
+    def __repr__(self) -> str:
+        return f"blackbox({self.name}, shape={self.shape}, num_calls={self.num_calls})"
+
+    def __call__(self, *args) -> jax.Array:
+        """Simulate. Arguments: arrays or numbers; under `jax.vmap` each gains a leading axis, as does the result."""
+        args = tuple(jnp.asarray(a) for a in args)
+        if self.plates is None:
+            return self._call(args)
+        plates = np.broadcast_shapes(*(a.shape for a in args))
+        flat = tuple(jnp.broadcast_to(a, plates).reshape(-1) for a in args)
+        found = jax.vmap(lambda *each: self._call(each))(*flat) if plates else self._call(args)
+        return found.reshape((*plates, *found.shape[1:])) if plates else found
+
+    def _call(self, args) -> jax.Array:
+        ranks = tuple(a.ndim for a in args)
+        shape = _as_shape(self.shape(*args)) if callable(self.shape) else self.shape
+        result = jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(self.dtype or float))
+        failed = jax.ShapeDtypeStruct((), np.dtype(bool))
+
+        @jax.custom_jvp
+        def call(*args):
+            return host_call(lambda *a: self._host(ranks, result, a), (result, failed), *args, flagged=True)
+
+        @call.defjvp
+        def _(primals, tangents):
+            raise TypeError(
+                f"{self.name} is a black box and has no gradient: use a method that needs none (EnKG), "
+                "or write the simulator in JAX"
+            )
+
+        return call(*args)[0]
+
+    # -- called by XLA -------------------------------------------------------------------------------------------
+
+    def _host(self, ranks: tuple[int, ...], result, args) -> tuple[np.ndarray, np.ndarray]:
+        """With every argument batched alike (or none): the batch of results, and which of them failed."""
+        batch = args[0].shape[: args[0].ndim - ranks[0]] if args else ()
+        rows = [a.reshape((-1, *a.shape[len(batch) :])) for a in args]
+        wanted = self._wanted(batch)
+        out = np.full((len(wanted), *result.shape), _filler(result.dtype), result.dtype)
+        failed = np.ones(len(wanted), bool)
+        driven = _State.collecting > 0
+        if not (driven and _State.failure is not None):
+            try:
+                self._simulate(rows, np.flatnonzero(wanted), out, failed)
+            except (BlackBoxError, KeyboardInterrupt) as error:
+                if not driven:
+                    raise
+                _State.failure = error
+        return out.reshape((*batch, *result.shape)), failed.reshape(batch)
+
+    def _wanted(self, batch: tuple[int, ...]) -> np.ndarray:
+        """Boolean mask over the flattened batch."""
+        active = _State.active
+        if active is None or not batch or batch[0] != len(active):
+            return np.ones(math.prod(batch), bool)
+        return np.repeat(active, math.prod(batch[1:]))
+
+    def _simulate(self, rows: list[np.ndarray], wanted: np.ndarray, out: np.ndarray, failed: np.ndarray) -> None:
+        if not len(wanted):
+            return
+        run = _State.run if _State.collecting else None
+        tally = Tally(self.name) if run is None else run.tally(self)
+        policy = "raise" if run is None and self.on_failure == "tolerate" else self.on_failure
+        tally.num_calls += len(wanted)
+        results = self._together(rows, wanted, out, policy) if self.vectorized else self._each(rows, wanted, out)
+        with contextlib.closing(results):
+            for where, value in results:
+                tally.num_done += len(where)
+                if isinstance(value, Failure):
+                    self._failed(value, len(where), tally, policy, out.dtype)
+                else:
+                    out[where], failed[where] = value, False
+        if tally.all_failed and tally.num_programming == tally.num_failed:
+            raise tally.error_of_all() from tally.first and tally.first.error
+        good = wanted[~failed[wanted]]
+        if run is not None and run.check and self.check_deterministic and not tally.num_checks and len(good):
+            self._check(run, rows, good, out)
+
+    def _failed(self, failure: Failure, size: int, tally: Tally, policy: str, dtype) -> None:
+        """Count a failure of so many particles, or raise."""
+        self.num_rejected += size
+        tally.add(failure, size)
+        if policy == "raise":
+            raise failure.raised_by(self.name) from failure.error
+        if policy == "reject":
+            if not _State.collecting and not np.issubdtype(dtype, np.inexact):
+                warn_user(
+                    f"{self.name} {failure}, and outside of a run of EnKG nothing tells its result of {dtype}, which "
+                    "cannot be NaN, from a 0: leave such parameters out, or give blackbox a float dtype"
+                )
+            return
+        first = tally.first or failure
+        if failure.is_programming_error:
+            raise failure.raised_by(self.name) from failure.error
+        if tally.too_many:
+            is_hopeless = tally.num_failed == tally.num_done >= HOPELESS
+            raise first.raised_by(self.name, tally.beyond, is_hopeless=is_hopeless) from first.error
+
+    # -- simulations: which particles, and their results or what happened instead --------------------------------
+
+    def _each(self, rows, wanted, out) -> Results:
+        """One particle a call."""
+        for i, value, error in self._outcomes([[a[row] for a in rows] for row in wanted]):
+            self.num_calls += 1
+            where = wanted[i : i + 1]
+            if error is not None:
+                yield where, self._failure(error, rows, where)
+            else:
+                value = self._checked(value, rows, out.shape[1:])
+                yield where, self._kept(value, rows, where, out.dtype)
+
+    def _outcomes(self, calls: Sequence[Sequence]) -> Iterator:
+        if self._workers is not None:
+            try:
+                yield from self._workers.outcomes(calls)
+            except UnusableExecutor as error:
+                raise BlackBoxError(f"the executor of {self.name} {error}") from error.__cause__
+            return
+        for i, args in enumerate(calls):
+            try:
+                value, error = self._timed(*args), None
+            except (Exception, SystemExit) as raised:
+                value, error = None, raised
+            yield i, value, error
+
+    def _together(self, rows, wanted, out, policy: str) -> Results:
+        """An ensemble a call; where that raises, its halves, until it is known for which particles it does."""
+        self.num_calls += len(wanted)
+        groups, repeats = [wanted], 0
+        while groups:
+            group = groups.pop()
+            try:
+                result = self._timed(*(a[group] for a in rows))
+            except (Exception, SystemExit) as error:
+                failure = self._failure(error, rows, group)
+                hopeless = failure.is_programming_error or isinstance(error, SimulatorTimeout)
+                if len(group) == 1 or policy == "raise" or hopeless or repeats >= MOST_REPEATS:
+                    yield group, failure
+                    continue
+                half = len(group) // 2
+                groups += [group[half:], group[:half]]
+                repeats += 2
+                self.num_repeated += len(group)
+                continue
+            result = self._checked(result, rows, (len(group), *out.shape[1:]))
+            for i, value in enumerate(result):
+                yield group[i : i + 1], self._kept(value, rows, group[i : i + 1], out.dtype)
+
+    def _failure(self, error: BaseException, rows, where: np.ndarray) -> Failure:
+        text = self._describe(rows, where[0])
+        if len(where) > 1:
+            text = f"an ensemble of {len(where)} whose first member is {text}"
+        if isinstance(error, SimulatorTimeout):
+            what = f"took longer than {self.timeout} s"
+        elif isinstance(error, WorkerDied):
+            what = "ended its worker process (killed, out of memory, or os._exit)"
+        elif isinstance(error, SystemExit):
+            what = f"called sys.exit({error.code!r})"
+        else:
+            what = f"raised {type(error).__name__}: {error}"
+            if isinstance(error, TypeError | ValueError):
+                text += "" if callable(self.shape) else self._of_plates(rows, self.shape, None)
+        return Failure(what, text, error)
+
+    def _kept(self, value: np.ndarray, rows, where: np.ndarray, dtype) -> np.ndarray | Failure:
+        """The value in its dtype, or the failure that it is."""
+        if np.isnan(value).any():
+            return Failure("returned NaN", self._describe(rows, where[0]))
+        if np.issubdtype(dtype, np.inexact) or value.dtype == dtype:
+            return value.astype(dtype)
+        with np.errstate(all="ignore"):
+            kept = value.astype(dtype)
+            held = np.isfinite(value)
+            if not np.issubdtype(dtype, np.bool_):
+                held &= np.abs(kept.astype(float) - value.astype(float)) < 1
+        if not np.all(held):
+            return Failure(
+                f"returned {value[~held].flat[0]}, which {dtype} cannot hold,", self._describe(rows, where[0])
+            )
+        return kept
+
+    def _checked(self, value, rows, shape: tuple[int, ...]) -> np.ndarray:
+        """As an array of numbers of the shape that is due."""
+        dtype = jax.dtypes.canonicalize_dtype(self.dtype or float)
+        try:
+            array = np.asarray(value)
+        except ValueError as error:  # a ragged list
+            raise BlackBoxError(f"{self.name} returned something that is no array ({error})") from error
+        if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
+            raise BlackBoxError(
+                f"{self.name} returned dtype {array.dtype} where {np.dtype(dtype)} is due: return numbers"
+            )
+        if np.iscomplexobj(array) and not np.issubdtype(dtype, np.complexfloating):
+            raise BlackBoxError(
+                f"{self.name} returned dtype {array.dtype} where {np.dtype(dtype)} is due: stack real and imaginary "
+                "parts into one real array"
+            )
+        if array.shape != shape:
+            each = ", one leading axis for the particles" if self.vectorized else ""
+            of_one = slice(int(self.vectorized), None)
+            advice = self._of_plates(rows, shape[of_one], array.shape[of_one]) or self._of_argument(
+                rows, array.shape[of_one]
+            )
+            raise BlackBoxError(
+                f"{self.name} returned shape {array.shape} where {shape} is due{each}"
+                + (advice or ": correct the shape given to blackbox, or what the simulator returns")
+            )
+        return array
+
+    def _of_plates(self, rows, due: tuple[int, ...], found: tuple[int, ...] | None) -> str:
+        """What to do about an argument with axes, where one number may have been meant; `found`: shape of a result."""
+        for i, a in enumerate(rows):
+            plates = a.shape[1:]
+            if plates and (due == () if found is None else found == plates + due):
+                return (
+                    f", as {self._argument_name(i)} has shape {plates}: where that is a plate, pass plates='map' to "
+                    f"blackbox to simulate its elements one by one, or shape={plates + due} for all in a call"
+                )
+        return ""
+
+    def _of_argument(self, rows, found: tuple[int, ...]) -> str:
+        """What to do about a result of the shape of an argument, as at other points than those of the data."""
+        for i, a in enumerate(rows):
+            if a.shape[1:] == found and not callable(self.shape):
+                arguments, name = ", ".join(map(self._argument_name, range(len(rows)))), self._argument_name(i)
+                return (
+                    f", as {name} has: where the result has one number for each of {name}, pass "
+                    f"shape=lambda {arguments}: {name}.shape to blackbox"
+                )
+        return ""
+
+    # -- is it a function of its arguments? ----------------------------------------------------------------------
+
+    def _check(self, run: Run, rows, good: np.ndarray, out: np.ndarray) -> None:
+        """Simulate one particle again; where the result is another, say what that means."""
+        row = good[-1]
+        same = self._describe(rows, row)
+        again = self._again(run, rows, row, out)
+        if again is not None and _agree(again, out[row]):
+            return
+        if self.vectorized and again is not None:
+            # In the company of others sums round otherwise, and step sizes may be others: alone and alone must agree.
+            twice = self._again(run, rows, row, out)
+            if twice is not None and _agree(again, twice):
+                if np.all(_distance(again, out[row]) <= SMALL_SHARE * np.std(out[good], axis=0)):
+                    return
+                run.say(
+                    f"{self.name} gives other results for the same parameters ({same}) alone than among other "
+                    f"particles: random numbers, and all else, must be the same for every one of them{SILENCE}"
+                )
+                return
+        run.say(
+            f"{self.name} is random: with the same parameters ({same}) it gave another result, and a noisy likelihood "
+            "costs many times the simulations and makes the posterior wrong: use common random numbers "
+            "(np.random.default_rng(0), made anew in every call), make its noise a latent site that it takes as an "
+            f"argument, or return an estimate such as the mean of many simulations{SILENCE}"
+        )
+
+    def _again(self, run: Run, rows, row: int, out: np.ndarray) -> np.ndarray | None:
+        """The result of one more simulation, or None if it failed."""
+        one = np.array([row])
+        tally = run.tally(self)
+        tally.num_checks += 1
+        tally.num_calls += 1
+        tally.num_done += 1
+        results = self._together(rows, one, out, "raise") if self.vectorized else self._each(rows, one, out)
+        with contextlib.closing(results):
+            value = next(results)[1]
+        return None if isinstance(value, Failure) else value
+
+    def _describe(self, rows, row: int) -> str:
+        """The arguments of one particle, by name."""
+        parts = []
+        for i, a in enumerate(rows):
+            text = np.array2string(np.asarray(a[row]), precision=6, threshold=20, separator=", ")
+            parts.append(f"{self._argument_name(i)}={text}")
+        return ", ".join(parts) or "no arguments"
+
+    def _argument_name(self, i: int) -> str:
+        return self._argument_names[i] if i < len(self._argument_names) else f"argument {i}"
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.abs(a.astype(complex) - b.astype(complex))
+
+
+def _agree(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal up to rounding, in units of the largest number among them; infinities included."""
+    if not np.issubdtype(a.dtype, np.inexact):
+        return bool(np.array_equal(a, b))
+    finite = np.isfinite(a) & np.isfinite(b)
+    if not np.array_equal(a[~finite], b[~finite]):
+        return False
+    scale = np.max(np.abs(a[finite]), initial=0.0)
+    return bool(np.all(_distance(a[finite], b[finite]) <= np.finfo(a.dtype).eps ** 0.5 * scale))
+
+
+def _as_shape(shape) -> tuple[int, ...]:
+    shape = (shape,) if isinstance(shape, int | np.integer) else shape
+    if not isinstance(shape, tuple | list) or not all(isinstance(n, int | np.integer) and n >= 0 for n in shape):
+        raise ValueError(
+            "blackbox needs shape as a tuple of whole numbers, for one particle, or a function of the arguments that "
+            f"returns one; got {shape!r}"
+        )
+    return tuple(int(n) for n in shape)
+
+
+def _filler(dtype):
+    return np.nan if np.issubdtype(dtype, np.inexact) else 0
+
+
+def _argument_names(fn) -> list[str]:
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

@@ -1,0 +1,1 @@
+"""A simulator as a linear map: ridge regression, and what follows from it."""

@@ -1,0 +1,282 @@
+"""The U-Net of denoising diffusion models, from DDPM to ADM."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float
+
+from enkg_ppl._types import Key, Scalar
+from enkg_ppl.networks._blocks import (
+    NoiseMap,
+    PositionalFeatures,
+    Resampling,
+    ResidualBlock,
+    check_attention,
+    check_event,
+    checked_shape,
+    resolutions,
+)
+from enkg_ppl.networks._layers import Conv2d, GroupNorm, Padding
+
+
+class _EncoderLevel(eqx.Module):
+    enter: Conv2d | ResidualBlock | Resampling  # the stem at full resolution, a halving layer below
+    blocks: tuple[ResidualBlock, ...]
+
+
+class _DecoderLevel(eqx.Module):
+    enter: tuple[ResidualBlock | Resampling, ...]  # the middle of the U at the lowest resolution, a doubling above
+    blocks: tuple[ResidualBlock, ...]
+
+
+class ADMUNet(eqx.Module):
+    """U-Net with residual blocks and self-attention for events of shape ``(channels, height, width)``.
+
+    One class for the U-Net of Ho et al. 2020 (arXiv 2006.11239), ADM of Dhariwal & Nichol 2021 (arXiv 2105.05233),
+    and what descends from them: `DhariwalUNet` of the EDM code, `UNetModel` of guided diffusion and `UNet2DModel` of
+    diffusers differ in these settings only. The defaults are ADM's.
+
+    - `shape`: of one event. `channels`: of the features, one entry a level; every level after the first
+      halves height and width. `num_blocks`: residual blocks a level.
+    - `attention_resolutions`: the levels with self-attention, named by the shorter side of their feature
+      maps. `decoder_attention_resolutions`: the same on the way up, by default as on the way down.
+      `head_channels`: channels of an attention head; where it is None, there are `num_heads` heads.
+    - `out_channels`: by default those of `shape`; where a network also predicts a variance, it has twice as many, and
+      those after the first half are dropped.
+    - `feature_size`: number of features of the noise, by default ``channels[0]``; `embedding_size`: length of the
+      noise embedding, by default four times that. `endpoint`, `sine_first`: see `PositionalFeatures`.
+    - `scale_shift`: the embedding scales and shifts the normalised features (ADM) rather than being added.
+    - `resample`: "block" (residual blocks that halve and double), "conv", or "plain" (pooling, repeating).
+      `pad_ahead`: a halving convolution is padded after the last row and column only.
+    - `groups`: of the normalisation; fewer where a group would have under `min_group_channels` channels. `eps`.
+    - `middle_attention`, `middle_norm` (normalisation before it), `middle_scale`: of the lowest level.
+    - `affine_input`: (a, b) where the network sees ``a x + b``.
+    - `padding`: "zeros", or "periodic" where the two ends of each axis are neighbours.
+    - `key`: for the initial weights; the last layer starts at zero.
+
+    There is no dropout and no class label.
+    """
+
+    noise: NoiseMap
+    encoder_levels: tuple[_EncoderLevel, ...]
+    decoder_levels: tuple[_DecoderLevel, ...]
+    norm: GroupNorm
+    out: Conv2d
+    shape: tuple[int, int, int] = eqx.field(static=True)
+    channels: tuple[int, ...] = eqx.field(static=True)
+    num_blocks: int = eqx.field(static=True)
+    attention_resolutions: tuple[int, ...] = eqx.field(static=True)
+    decoder_attention_resolutions: tuple[int, ...] = eqx.field(static=True)
+    head_channels: int | None = eqx.field(static=True)
+    num_heads: int = eqx.field(static=True)
+    out_channels: int = eqx.field(static=True)
+    feature_size: int = eqx.field(static=True)
+    embedding_size: int = eqx.field(static=True)
+    endpoint: bool = eqx.field(static=True)
+    sine_first: bool = eqx.field(static=True)
+    scale_shift: bool = eqx.field(static=True)
+    resample: Literal["block", "conv", "plain"] = eqx.field(static=True)
+    pad_ahead: bool = eqx.field(static=True)
+    groups: int = eqx.field(static=True)
+    min_group_channels: int = eqx.field(static=True)
+    eps: float = eqx.field(static=True)
+    middle_attention: bool = eqx.field(static=True)
+    middle_norm: bool = eqx.field(static=True)
+    middle_scale: float = eqx.field(static=True)
+    affine_input: tuple[float, float] = eqx.field(static=True)
+    padding: Padding = eqx.field(static=True)
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        *,
+        channels: tuple[int, ...] = (64, 128, 192),
+        num_blocks: int = 2,
+        attention_resolutions: tuple[int, ...] = (),
+        decoder_attention_resolutions: tuple[int, ...] | None = None,
+        head_channels: int | None = 64,
+        num_heads: int = 1,
+        out_channels: int | None = None,
+        feature_size: int | None = None,
+        embedding_size: int | None = None,
+        endpoint: bool = False,
+        sine_first: bool = False,
+        scale_shift: bool = True,
+        resample: Literal["block", "conv", "plain"] = "block",
+        pad_ahead: bool = False,
+        groups: int = 32,
+        min_group_channels: int = 1,
+        eps: float = 1e-5,
+        middle_attention: bool = True,
+        middle_norm: bool = True,
+        middle_scale: float = 1.0,
+        affine_input: tuple[float, float] = (1.0, 0.0),
+        padding: Padding = "zeros",
+        key: Key,
+    ):
+        self.channels = channels = _ints(channels)
+        self.attention_resolutions = _ints(attention_resolutions)
+        self.decoder_attention_resolutions = (
+            self.attention_resolutions
+            if decoder_attention_resolutions is None
+            else _ints(decoder_attention_resolutions)
+        )
+        if not channels or min(channels) < 1:
+            raise ValueError(f"ADMUNet needs channels >= 1, one entry a level; got channels={channels}")
+        levels = len(channels)
+        self.shape = shape = checked_shape("ADMUNet", shape, levels)
+        self.out_channels = shape[0] if out_channels is None else out_channels
+        self.feature_size = channels[0] if feature_size is None else feature_size
+        self.embedding_size = 4 * self.feature_size if embedding_size is None else embedding_size
+        for name, value in {"num_blocks": num_blocks, "num_heads": num_heads, "groups": groups}.items():
+            if value < 1:
+                raise ValueError(f"ADMUNet needs {name} >= 1; got {name}={value}")
+        if self.feature_size < 4 or self.feature_size % 2:
+            raise ValueError(f"ADMUNet needs an even feature_size of 4 or more; got {self.feature_size}")
+        if self.out_channels < shape[0]:
+            raise ValueError(
+                f"ADMUNet needs out_channels >= the {shape[0]} channels of an event; got out_channels={out_channels}"
+            )
+        choices = {
+            "padding": (padding, ("zeros", "periodic")),
+            "resample": (resample, ("block", "conv", "plain")),
+        }
+        for name, (value, allowed) in choices.items():
+            if value not in allowed:
+                raise ValueError(f"ADMUNet needs {name} to be one of {allowed}; got {value!r}")
+        check_attention("ADMUNet", self.attention_resolutions, shape, levels)
+        check_attention("ADMUNet", self.decoder_attention_resolutions, shape, levels)
+        self.num_blocks, self.head_channels, self.num_heads = num_blocks, head_channels, num_heads
+        self.endpoint, self.sine_first, self.scale_shift = endpoint, sine_first, scale_shift
+        self.resample, self.pad_ahead, self.padding = resample, pad_ahead, padding
+        self.groups, self.min_group_channels, self.eps = groups, min_group_channels, eps
+        self.middle_attention, self.middle_norm, self.middle_scale = middle_attention, middle_norm, middle_scale
+        self.affine_input = (float(affine_input[0]), float(affine_input[1]))
+
+        keys = iter(jr.split(key, 6 + levels * (2 * num_blocks + 4)))
+        features = PositionalFeatures(self.feature_size, endpoint, sine_first)
+        self.noise = NoiseMap(features, self.feature_size, self.embedding_size, key=next(keys))
+
+        def groups_of(n):
+            return max(1, min(groups, n // min_group_channels))
+
+        def block(inputs, outputs, *, attention=False, **settings):
+            heads = num_heads if head_channels is None else max(1, outputs // head_channels)
+            return ResidualBlock(
+                inputs,
+                outputs,
+                self.embedding_size,
+                groups=groups_of,
+                eps=eps,
+                scale_shift=scale_shift,
+                heads=heads if attention else 0,
+                padding=padding,
+                key=next(keys),
+                **settings,
+            )
+
+        def middle(**settings):
+            return block(channels[-1], channels[-1], skip_scale=middle_scale, **settings)
+
+        def resampling(n, direction: Literal["up", "down"]):
+            if resample == "block":
+                return block(n, n, resample=direction)
+            return Resampling(
+                n, direction, learned=resample == "conv", ahead=pad_ahead, padding=padding, key=next(keys)
+            )
+
+        sides = resolutions(shape, levels)
+        down = []
+        width = channels[0]
+        kept = []  # channels of everything that the decoder will take up again
+        for level, outputs in enumerate(channels):
+            if level == 0:
+                enter = Conv2d(shape[0], width, 3, key=next(keys), padding=padding)
+            else:
+                enter = resampling(width, "down")
+            kept.append(width)
+            blocks = []
+            for _ in range(num_blocks):
+                blocks.append(block(width, outputs, attention=sides[level] in self.attention_resolutions))
+                width = outputs
+                kept.append(width)
+            down.append(_EncoderLevel(enter, tuple(blocks)))
+
+        up = []
+        for level in reversed(range(levels)):
+            if level == levels - 1:
+                enter = (middle(attention=middle_attention, attention_norm=middle_norm), middle())
+            else:
+                enter = (resampling(width, "up"),)
+            attention = sides[level] in self.decoder_attention_resolutions
+            blocks = []
+            for _ in range(num_blocks + 1):
+                blocks.append(block(width + kept.pop(), channels[level], attention=attention))
+                width = channels[level]
+            up.append(_DecoderLevel(enter, tuple(blocks)))
+        self.encoder_levels, self.decoder_levels = tuple(down), tuple(up)
+        self.norm = GroupNorm(width, groups=groups_of(width), eps=eps)
+        self.out = Conv2d(width, self.out_channels, 3, key=next(keys), gain=0, padding=padding)
+
+    def config(self) -> dict:
+        """The arguments of the constructor, as JSON values."""
+        return {
+            "shape": list(self.shape),
+            "channels": list(self.channels),
+            "num_blocks": self.num_blocks,
+            "attention_resolutions": list(self.attention_resolutions),
+            "decoder_attention_resolutions": list(self.decoder_attention_resolutions),
+            "head_channels": self.head_channels,
+            "num_heads": self.num_heads,
+            "out_channels": self.out_channels,
+            "feature_size": self.feature_size,
+            "embedding_size": self.embedding_size,
+            "endpoint": self.endpoint,
+            "sine_first": self.sine_first,
+            "scale_shift": self.scale_shift,
+            "resample": self.resample,
+            "pad_ahead": self.pad_ahead,
+            "groups": self.groups,
+            "min_group_channels": self.min_group_channels,
+            "eps": self.eps,
+            "middle_attention": self.middle_attention,
+            "middle_norm": self.middle_norm,
+            "middle_scale": self.middle_scale,
+            "affine_input": list(self.affine_input),
+            "padding": self.padding,
+        }
+
+    def __call__(
+        self, x: Float[Array, "channels height width"], noise: Scalar
+    ) -> Float[Array, "channels height width"]:
+        """Evaluate for one event and the preconditioning's noise coordinate."""
+        check_event("ADMUNet", x, self.shape)
+        e = self.noise(noise, x.dtype)
+        factor, offset = self.affine_input
+        h, kept = jnp.transpose(factor * x + offset, (1, 2, 0)), []
+        for level in self.encoder_levels:
+            h = _apply(level.enter, h, e)
+            kept.append(h)
+            for block in level.blocks:
+                h = block(h, e)
+                kept.append(h)
+        for level in self.decoder_levels:
+            for layer in level.enter:
+                h = _apply(layer, h, e)
+            for block in level.blocks:
+                h = block(jnp.concatenate([h, kept.pop()], axis=-1), e)
+        out = self.out(jax.nn.silu(self.norm(h)))
+        return jnp.transpose(out[:, :, : self.shape[0]], (2, 0, 1))
+
+
+def _apply(layer, h, e):
+    return layer(h, e) if isinstance(layer, ResidualBlock) else layer(h)
+
+
+def _ints(values) -> tuple[int, ...]:
+    return tuple(int(v) for v in values)

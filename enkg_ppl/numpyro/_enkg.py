@@ -1,0 +1,425 @@
+"""`EnKG`: inference for NumPyro models whose simulator has no gradient, with the surface of `numpyro.infer.MCMC`."""
+
+from __future__ import annotations
+
+import functools
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from numpyro.infer import MCMC
+
+from enkg_ppl._infer import Progress, infer
+from enkg_ppl._types import Ensemble
+from enkg_ppl.diagnostics._diagnose import Diagnostics
+from enkg_ppl.evaluation._black_box import BlackBoxError
+from enkg_ppl.evaluation._blocks import block_size
+from enkg_ppl.evaluation._ensembles import METHODS, EnsembleMethod, Meeting, run_ensembles
+from enkg_ppl.evaluation._evaluator import Evaluator
+from enkg_ppl.evaluation._failure import MOST_CHECKS, Run, continue_run
+from enkg_ppl.evaluation._ledger import Ledger
+from enkg_ppl.guidance import Correction
+from enkg_ppl.numpyro._arguments import (
+    about_plates,
+    as_typed_key,
+    check_count,
+    check_extra_fields,
+    check_model,
+    refuse_unknown,
+)
+from enkg_ppl.numpyro._init import starting_points
+from enkg_ppl.numpyro._model import NumPyroModel
+from enkg_ppl.numpyro._partial import PartialResult, kept_on_failure
+from enkg_ppl.numpyro._predict import predict, sample_observed
+from enkg_ppl.numpyro._progress import ProgressBar
+from enkg_ppl.numpyro._refusals import ModelError
+from enkg_ppl.numpyro._renamed import new_names, renamed, renamed_run, what_was_renamed
+from enkg_ppl.numpyro._result import Result, collect
+from enkg_ppl.numpyro._summary import notes, table, worth
+from enkg_ppl.numpyro._traced import TracedResult, is_traced, run_traced
+from enkg_ppl.posterior import Posterior
+from enkg_ppl.problem import InverseProblem
+from enkg_ppl.refinement import Refinement
+from enkg_ppl.schedule import Schedule
+
+MAX_LISTED = 64  # entries of a diffusion prior's site that a summary lists one by one
+AMPLE = 24  # simulations a particle, below which a budget has none left to repeat
+SEED_PRIOR, SEED_PREDICTIVE = 0, 1  # of what `to_arviz` draws on request
+
+
+class EnKG(MCMC):
+    """Ensemble Kalman Diffusion Guidance for NumPyro models; the simulator is only ever evaluated.
+
+    In place of ``MCMC(NUTS(model), ...)``: `run`, then `get_samples`, `print_summary`, `to_arviz`. A chain is an
+    independent ensemble and a draw is a particle. It is an `MCMC` so that everything that reads one, such as
+    `arviz.from_numpyro`, reads this.
+
+    `model`: a NumPyro model with continuous latent sites; simulators in host code go through `blackbox`.
+    `num_particles`: particles in an ensemble, which is also the number of draws; at least 4.
+    `num_ensembles`: independent ensembles, the chains of R-hat. `ensemble_method`: "sequential", one after the other;
+    "parallel", on all JAX devices at once; "vectorized", side by side on one device, so that every call of the
+    simulator serves all ensembles.
+    `correction`, `schedule`: how the guided flow steers, and its noise levels (default `KalmanCorrection()`).
+    `refine`: "auto" (default) makes the posterior exact: by weighted draws (`AdaptiveImportanceSampling`) where those
+    do, else from the guided ensemble by `TemperedSMC` or, in latent spaces large for this many particles, by
+    `EllipticalSlice` (`diagnostics()` says which and why); a refinement such as `TemperedSMC(...)` does so with your
+    settings; None returns the guided ensemble as it is.
+    `max_forward_evaluations`: of the simulator, for the whole run, shared equally by the ensembles; never exceeded. A
+    warning says where it cut the run short; what it cannot pay for at all is refused before the first simulation.
+    `progress_bar`: show one.
+    `chunk_size`: particles simulated at a time, to bound memory (default: all).
+    `init`: known starting points, a dictionary with a value of every latent site, or a list of such; modes within
+    their reach are found, whatever else is.
+
+    Source: Zheng et al., arXiv 2409.20175 (guidance); the refinements have their own.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        *,
+        num_particles: int = 1024,
+        num_ensembles: int = 1,
+        ensemble_method: EnsembleMethod = "sequential",
+        correction: Correction | None = None,
+        schedule: Schedule | None = None,
+        refine: Literal["auto"] | Refinement | None = "auto",
+        progress_bar: bool = True,
+        max_forward_evaluations: int | None = None,
+        chunk_size: int | None = None,
+        init: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        **unknown: Any,
+    ):
+        # MCMC.__init__ sets up chains of a kernel; there is none here, so it is not called.
+        refuse_unknown(unknown)
+        check_model(model)
+        least = 4 if refine is not None else 2
+        check_count("num_particles", num_particles, least, "ensembles are split in two halves of at least 2 particles")
+        check_count("num_ensembles", num_ensembles, 1, "each ensemble is a chain")
+        if ensemble_method not in METHODS:
+            raise ValueError(f"ensemble_method must be one of {', '.join(METHODS)}; got {ensemble_method!r}")
+        if not (refine is None or refine == "auto" or isinstance(refine, Refinement)):
+            raise TypeError(f"refine must be 'auto', None or a refinement such as TemperedSMC(); got {refine!r}")
+        if correction is not None and not isinstance(correction, Correction):
+            raise TypeError(f"correction must be a correction such as KalmanCorrection(); got {correction!r}")
+        if schedule is not None and not isinstance(schedule, Schedule):
+            raise TypeError(f"schedule must be a schedule such as Karras(); got {schedule!r}")
+        self.model = model
+        self.num_particles = num_particles
+        self.num_ensembles = num_ensembles
+        self.ensemble_method: EnsembleMethod = ensemble_method
+        self.correction = correction
+        self.schedule = schedule
+        self.refine: Any = refine
+        self.progress_bar = progress_bar
+        if max_forward_evaluations is not None:
+            check_count("max_forward_evaluations", max_forward_evaluations, 1, "a budget for the whole run, or None")
+        self.max_forward_evaluations = max_forward_evaluations
+        self.chunk_size = chunk_size
+        if init is not None and refine is None:
+            raise ValueError("init needs a refinement, which searches from there: leave refine at 'auto'")
+        self.init = init
+        # What readers of an MCMC look at.
+        self.sampler = SimpleNamespace(model=model)
+        self.num_chains, self.num_samples, self.thinning = num_ensembles, num_particles, 1
+        self._args: tuple = ()
+        self._kwargs: dict[str, Any] = {}
+        self._result: Result | TracedResult | None = None
+        self.partial: PartialResult | None = None
+
+    def __repr__(self) -> str:
+        done = "not run yet" if self._result is None else f"{self.num_forward_evaluations:,} forward evaluations"
+        name = getattr(self.model, "__name__", "model")
+        return f"EnKG({name}, num_particles={self.num_particles}, num_ensembles={self.num_ensembles}; {done})"
+
+    def run(self, rng_key: jax.Array, *args: Any, extra_fields: tuple[str, ...] = (), **kwargs: Any) -> None:
+        """Infer the latent sites of ``model(*args, **kwargs)``; the results are then on this object.
+
+        `rng_key`: from `jax.random.key` or `PRNGKey`. `extra_fields`: for `get_extra_fields`; "potential_energy" is
+        always there and "log_likelihood" is the other one.
+
+        Inside `jax.jit` or `jax.vmap`, with the data as arguments of `run`, it is a call of the host, once for every
+        data set: draws, extra fields, log likelihood, evidence and `num_warnings` are then part of the program; what
+        ArviZ and `diagnostics` read stays on the host, where the warnings are given.
+
+        Raises `ModelError` (a `ValueError`) where the model cannot be inferred, `BlackBoxError` where a black box
+        fails, `TypeError` for arguments that the model does not take. Warns where a diagnostic trips. What was done
+        before an error is then in `partial` (see `PartialResult`), which is None after a run that ended well.
+        """
+        check_extra_fields(extra_fields)
+        if is_traced(rng_key, args, kwargs):
+            self._result = run_traced(self, as_typed_key(rng_key), args, kwargs, extra_fields)
+            return
+        started = time.perf_counter()
+        self.partial = None
+        rng_key = as_typed_key(rng_key)
+        numpyro_model = NumPyroModel(self.model, args, kwargs)
+        problem = numpyro_model.problem()
+        init = None if self.init is None else starting_points(numpyro_model, self.init)
+        ledgers = Ledger.shared(self.max_forward_evaluations, self.num_ensembles)
+        evaluator = Evaluator(problem, block_size(self.num_particles), self.chunk_size)
+        finished: dict[int, Posterior] = {}
+        limit = ledgers[0].limit
+        seen = Run(check=limit is None or limit >= AMPLE * self.num_particles)
+        held = MOST_CHECKS if seen.check and evaluator.on_host else 0
+        for ledger in ledgers:
+            ledger.held += held  # for a repeated simulation, by which a random one is found out
+        with (
+            kept_on_failure(self, numpyro_model, problem, ledgers, finished, evaluator.batch_size),
+            continue_run(seen),
+            ProgressBar(self.progress_bar, self.num_ensembles, lambda: sum(ledger.count for ledger in ledgers)) as bar,
+        ):
+
+            def one(i: int, meeting: Meeting | None) -> Posterior:
+                progress = Progress(functools.partial(bar.guide, i), functools.partial(bar.refine, i))
+                own = evaluator.another(ledgers[i], meeting)
+                finished[i] = self._infer(jr.fold_in(rng_key, i), numpyro_model, problem, own, init, progress)
+                bar.done(i)
+                return finished[i]
+
+            try:
+                posteriors = run_ensembles(one, self.num_ensembles, self.ensemble_method)
+            except BlackBoxError as error:
+                hinted = about_plates(error, numpyro_model.plates)
+                if hinted is error:
+                    raise
+                raise hinted from error
+            ledgers[0].held -= held
+            ledgers[0].count += seen.num_checks
+            result = collect(
+                numpyro_model, problem, posteriors, ledgers, evaluator.batch_size, self.chunk_size, extra_fields
+            )
+            result.diagnostics["warnings"] = [*seen.finish(), *result.diagnostics.warnings]
+            bar.finish()
+        result.seconds = time.perf_counter() - started
+        self._args, self._kwargs, self._result = args, kwargs, result
+        for sentence in result.diagnostics.warnings:
+            if sentence not in seen.told:
+                warnings.warn(f"EnKG: {sentence}", stacklevel=2)
+
+    def _infer(
+        self,
+        key,
+        numpyro_model: NumPyroModel,
+        problem: InverseProblem,
+        evaluator: Evaluator,
+        init: Ensemble | None,
+        progress: Progress,
+    ) -> Posterior:
+        """One ensemble: the guided flow, then the refinement."""
+        if self.refine is None and not numpyro_model.guided:
+            reasons = "; ".join(f"'{name}': {why}" for name, why in numpyro_model.unguided.items())
+            raise ModelError(f"the guidance can use no observed site ({reasons}): leave refine at 'auto'")
+        return infer(
+            key,
+            problem,
+            num_particles=self.num_particles,
+            correction=self.correction,
+            schedule=self.schedule,
+            refine=self.refine,
+            guided=bool(numpyro_model.guided),
+            init=init,
+            check=False,  # the last look at the draws does that
+            last_look=True,
+            evaluator=evaluator,
+            progress=progress,
+        )
+
+    # -- results -------------------------------------------------------------------------------------------------
+
+    @property
+    def _done(self) -> Result | TracedResult:
+        if self._result is None:
+            raise RuntimeError("EnKG has no draws yet: call run(rng_key, ...) first")
+        return self._result
+
+    def _on_host(self, what: str) -> Result:
+        """The results of a run outside of any JAX program."""
+        result = self._done
+        if isinstance(result, TracedResult):
+            raise TypeError(
+                f"{what} of a run inside jax.jit or jax.vmap stays on the host: run outside for it, or use "
+                "get_samples, get_extra_fields, get_log_likelihood, log_evidence and num_warnings"
+            )
+        return result
+
+    def get_samples(self, group_by_chain: bool = False) -> dict[str, jax.Array]:
+        """Draws of every latent and deterministic site, by name.
+
+        Leading shape ``(num_ensembles * num_particles,)``, or ``(num_ensembles, num_particles)`` by chain.
+        """
+        return _grouped(self._done.samples, group_by_chain)
+
+    def get_weighted_samples(self) -> tuple[dict[str, jax.Array], jax.Array]:
+        """All that was simulated, where draws are weighted: values by site, and their weights, which sum to one.
+
+        Every latent and deterministic site has leading shape ``(points,)``, as the weights have. An average under them
+        is more precise than one over `get_samples`, whose draws are resampled. Points of all ensembles are in one set.
+
+        Raises `ValueError` where draws were moved, or where what was simulated was too much to be kept.
+        """
+        result = self._on_host("get_weighted_samples")
+        sets = [one for one in result.weighted if one is not None]
+        if len(sets) < len(result.weighted):
+            raise ValueError(
+                f"the draws of this run were moved, not weighted ({result.diagnostics['refinement']}): use get_samples"
+            )
+        if any(one.simulated is None for one in sets):
+            raise ValueError(
+                "the values of sites at all points took more than 256 MB and were not kept: use get_samples"
+            )
+        log_weights = np.concatenate([one.log_weights for one in sets])
+        weights = np.exp(log_weights - log_weights.max())
+        samples = jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)), *(one.simulated for one in sets))
+        return samples, jnp.asarray(weights / weights.sum())
+
+    def get_extra_fields(self, group_by_chain: bool = False) -> dict[str, jax.Array]:
+        """``potential_energy``, and what `run` was asked for in `extra_fields`; shaped as in `get_samples`.
+
+        Potential energy is minus the log of prior times likelihood, the prior being N(0, I) in z.
+        """
+        return _grouped(self._done.extra_fields, group_by_chain)
+
+    def get_log_likelihood(self, group_by_chain: bool = False) -> dict[str, jax.Array]:
+        """Log density of every datum at every draw, by observed site."""
+        return _grouped(self._done.log_likelihood, group_by_chain)
+
+    def print_summary(self, prob: float = 0.9, exclude_deterministic: bool = True) -> None:
+        """Print mean, sd, median, the shortest interval with probability `prob`, n_eff and r_hat of every site.
+
+        The columns of `numpyro.diagnostics.print_summary`, with three significant digits of the standard deviation.
+        n_eff is no more than the draws are worth by their weights and the number of different points; r_hat compares
+        ensembles, and is "-" where there is one. Warnings of the run stand below. Sites of a `DiffusionPrior` with more
+        than 64 entries, such as images, get one line of extremes instead of one an entry.
+        """
+        result = self._on_host("print_summary")
+        sites = dict(result.samples)
+        if exclude_deterministic:
+            sites = {name: sites[name] for name in result.latent_names}
+        large = [name for name in result.diffusion_names if name in sites and sites[name][0, 0].size > MAX_LISTED]
+        listed = {name: values for name, values in sites.items() if name not in large}
+        lines = ["", *table(listed, prob, result.diagnostics)] if listed else []
+        lines += [f"{name}: {_extremes(sites[name], prob, result.diagnostics)}" for name in large]
+        print("\n".join([*lines, "", *notes(result.diagnostics)]))  # noqa: T201 (what the caller asked for)
+
+    def diagnostics(self) -> Diagnostics:
+        """What was done, what it cost, and the signs that the posterior should not be trusted."""
+        return self._on_host("diagnostics").diagnostics
+
+    @property
+    def num_warnings(self) -> Any:
+        """Number of diagnostics that tripped; an array inside `jax.jit` and `jax.vmap`."""
+        result = self._done
+        return result.num_warnings if isinstance(result, TracedResult) else len(result.diagnostics.warnings)
+
+    def to_arviz(
+        self,
+        *,
+        prior: bool | dict[str, jax.Array] = False,
+        posterior_predictive: bool | dict[str, jax.Array] = False,
+        log_likelihood: bool = False,
+        **options: Any,
+    ):
+        """The results as ArviZ reads them: `InferenceData` (0.x) or `DataTree` (1.x); dimensions chain and draw.
+
+        Always the groups posterior, sample_stats and observed_data. On request: `prior` (with prior_predictive; True
+        costs one forward evaluation a draw, not counted in `num_forward_evaluations`), `posterior_predictive` and
+        `log_likelihood` (from what the run kept: no evaluation). The first two may also be dictionaries as
+        `numpyro.infer.Predictive` returns them. A site that has the name of a dimension, or '/' in its name as under
+        `numpyro.handlers.scope`, is kept under another name, which a warning tells. `options` (coords, dims, ...) go to
+        `arviz.from_numpyro`.
+        """
+        from enkg_ppl._arviz import from_fitted  # importing ArviZ takes seconds
+
+        result = self._on_host("to_arviz")
+        if prior is True:
+            prior = predict(self, jr.key(SEED_PRIOR))
+        if posterior_predictive is True:
+            posterior_predictive = sample_observed(jr.key(SEED_PREDICTIVE), result.observations)
+        pointwise = jax.device_get(result.log_likelihood) if log_likelihood else None
+        groups = [prior or None, posterior_predictive or None, pointwise]
+        names = new_names(*_names_in(result, groups[:2], options))
+        if names:
+            warnings.warn(f"EnKG: {what_was_renamed(names)}", stacklevel=2)
+            groups = [renamed(group, names) for group in groups]
+            options = {key: renamed(value, names) if key == "dims" else value for key, value in options.items()}
+        run = renamed_run(self, names) if names else self
+        return from_fitted(run, groups[0], groups[1], groups[2], options)
+
+    @property
+    def num_forward_evaluations(self) -> Any:
+        """Exact number of simulator evaluations of the last run: one per particle per call."""
+        return self._done.num_forward_evaluations
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of the last run, compilation included."""
+        return self._on_host("seconds").seconds
+
+    @property
+    def log_evidence(self) -> Any:
+        """Log marginal likelihood in nats, averaged over the ensembles; None with the reason in `diagnostics()`."""
+        return self._done.log_evidence
+
+    @property
+    def log_evidence_error(self) -> Any:
+        """Standard error of `log_evidence` in nats, from the weights and the scatter of the ensembles; or None."""
+        return self._done.log_evidence_error
+
+    # -- what an MCMC has and an ensemble has not ----------------------------------------------------------------
+
+    def warmup(self, *args, **kwargs):
+        """Refused: an ensemble has no warm-up."""
+        raise TypeError("EnKG has no warm-up phase: call run(rng_key, ...) alone")
+
+    @property
+    def last_state(self):
+        """None: an ensemble has no state to go on from."""
+        return None
+
+    @property
+    def post_warmup_state(self):
+        """None: an ensemble has no warm-up."""
+        return None
+
+    def transfer_states_to_host(self) -> None:
+        """Move the draws to host memory."""
+        result = self._on_host("transfer_states_to_host")
+        for name in ("samples", "extra_fields", "observations", "log_likelihood"):
+            setattr(result, name, jax.device_get(getattr(result, name)))
+
+    def __getstate__(self):
+        return self.__dict__.copy()
+
+
+def _extremes(values: jax.Array, prob: float, diagnostics: Diagnostics) -> str:
+    """A line on a site with many entries, shape (ensembles, particles, *event)."""
+    found = worth({"": values}, prob, diagnostics)[""]
+    mean, sd = found["mean"], found["std"]
+    shape = " x ".join(str(n) for n in values.shape[2:])
+    line = f"{mean.size:,} entries ({shape}); means {mean.min():.3g} to {mean.max():.3g}, sds {sd.min():.3g} to "
+    line += f"{sd.max():.3g}, n_eff from {np.nanmin(found['n_eff']):.0f}"
+    return line if values.shape[0] == 1 else f"{line}, r_hat up to {np.nanmax(found['r_hat']):.3f}"
+
+
+def _names_in(result: Result, groups: list, options: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
+    """Number of axes of every site that ArviZ is given, chains and draws apart, and its other dimensions."""
+    ranks = {name: np.ndim(value) - 2 for name, value in result.samples.items()}
+    # ArviZ 0.23 gives a single datum an axis.
+    ranks |= {name: max(1, np.ndim(observation.value) - 2) for name, observation in result.observations.items()}
+    for group in groups:  # of one chain, or without chains, where they are the user's own
+        ranks = {name: max(0, np.ndim(value) - 2) for name, value in (group or {}).items()} | ranks
+    given = [name for names in (options.get("dims") or {}).values() for name in names]
+    return ranks, [*result.plates, *given, *(options.get("coords") or {})]
+
+
+def _grouped(values: dict[str, jax.Array], group_by_chain: bool) -> dict[str, jax.Array]:
+    if group_by_chain:
+        return dict(values)
+    return {name: value.reshape((-1, *value.shape[2:])) for name, value in values.items()}

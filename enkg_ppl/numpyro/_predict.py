@@ -1,0 +1,52 @@
+"""Draws that `EnKG.to_arviz` makes on request: replicated data, and the prior with data simulated from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+
+from enkg_ppl.evaluation._black_box import raise_host_failure, watch_black_boxes
+from enkg_ppl.evaluation._blocks import block_size
+from enkg_ppl.evaluation._marks import poisoned
+from enkg_ppl.evaluation._programs import compiled
+from enkg_ppl.numpyro._model import NumPyroModel
+from enkg_ppl.numpyro._observation import Observation
+from enkg_ppl.numpyro._response import ranks_may_differ
+from enkg_ppl.numpyro._result import is_standard
+from enkg_ppl.numpyro._simulator import Simulator
+from enkg_ppl.priors._coordinates import decode_all
+
+if TYPE_CHECKING:
+    from enkg_ppl.numpyro._enkg import EnKG
+
+
+def sample_observed(key: jax.Array, observations: dict[str, Observation]) -> dict[str, jax.Array]:
+    """Replicated data of every observed site from its distribution at each (ensemble, particle)."""
+    shape = jax.tree.leaves(observations)[0].shape[:2]
+    replicate = jax.vmap(jax.vmap(lambda key, observation: observation.fn.sample(key)))
+    with ranks_may_differ():
+        return {
+            name: replicate(jr.split(jr.fold_in(key, i), shape), observation)
+            for i, (name, observation) in enumerate(observations.items())
+        }
+
+
+@watch_black_boxes()
+def predict(enkg: EnKG, key: jax.Array) -> dict[str, jax.Array]:
+    """Prior draws of every site, and data simulated from them; leads with (ensemble, particle)."""
+    key_z, key_data = jr.split(key)
+    model = NumPyroModel(enkg.model, enkg._args, enkg._kwargs)
+    prior, block = model.problem().prior, block_size(enkg.num_particles)
+    z = jr.normal(key_z, (enkg.num_ensembles, enkg.num_particles, model.dim))
+    x = z if is_standard(prior) else jnp.stack([jnp.asarray(decode_all(prior, part, block)) for part in z])
+    with raise_host_failure():
+        values, observations = jax.block_until_ready(_replay(model.simulator, x))
+    return values | sample_observed(key_data, observations)
+
+
+@compiled
+def _replay(simulator: Simulator, z: jax.Array):
+    return jax.vmap(jax.vmap(poisoned(simulator.replay)))(z)

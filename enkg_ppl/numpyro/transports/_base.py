@@ -1,0 +1,113 @@
+"""What every transport shares: the three functions that dispatch on the distribution, shapes, open supports."""
+
+from collections.abc import Callable
+from functools import singledispatch
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+
+from enkg_ppl.numpyro.transports._refusal import UnsupportedPriorError, reason
+
+
+@singledispatch
+def standard_shape(fn: dist.Distribution) -> tuple[int, ...]:
+    """Shape of the standard normal score that `from_standard` takes, batch dimensions of `fn` first."""
+    return fn.shape()
+
+
+@singledispatch
+def from_standard(fn: dist.Distribution, z: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The value of `fn` at a standard normal score.
+
+    **Arguments:** `fn`; `z` of shape ``standard_shape(fn)``.
+    **Returns:** the value, of shape ``fn.shape()`` and the dtype of `z`, strictly inside the support: what
+    rounds to a bound, to zero or to infinity becomes the nearest float inside.
+    **Raises:** `UnsupportedPriorError` for a distribution without a transport; `ValueError` for a wrong
+    shape.
+    """
+    raise UnsupportedPriorError(reason(fn))
+
+
+@singledispatch
+def to_standard(fn: dist.Distribution, value: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The inverse of `from_standard`: the score, of shape ``standard_shape(fn)``, of a value of shape
+    ``fn.shape()``.
+
+    **Raises:** `UnsupportedPriorError` for a distribution without a transport; `ValueError` for a wrong
+    shape.
+    """
+    raise UnsupportedPriorError(reason(fn))
+
+
+def above(bound: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The next float up, skipping the denormals, which accelerators and XLA on the CPU flush to zero."""
+    tiny = jnp.finfo(bound.dtype).tiny
+    up = jnp.nextafter(bound, jnp.full_like(bound, jnp.inf))
+    return jnp.where(jnp.abs(up) < tiny, tiny, up)
+
+
+def inside(value, low, high) -> Float[Array, "..."]:
+    """Move what rounded to a bound (infinity included) to the nearest float inside the open interval."""
+    low, high = jnp.broadcast_to(low, value.shape), jnp.broadcast_to(high, value.shape)
+    return jnp.clip(value, above(low.astype(value.dtype)), -above(-high.astype(value.dtype)))
+
+
+def positive(value: Float[Array, "..."]) -> Float[Array, "..."]:
+    return inside(value, 0.0, jnp.inf)
+
+
+def finite(value: Float[Array, "..."]) -> Float[Array, "..."]:
+    return inside(value, -jnp.inf, jnp.inf)
+
+
+def log_ratio(x, y):
+    """``log(x / y)``, from the difference where the two are close."""
+    ratio = x / y
+    close = jnp.abs(ratio - 1.0) < 0.5
+    return jnp.where(close, jnp.log1p(jnp.where(close, (x - y) / y, 0.0)), jnp.log(ratio))
+
+
+def checked(fn: dist.Distribution, array, shape: tuple[int, ...], what: str) -> Float[Array, "..."]:
+    array = jnp.asarray(array)
+    if array.shape != shape:
+        raise ValueError(f"{type(fn).__name__} takes a {what} of shape {shape}; got {array.shape}")
+    return array
+
+
+def like(value, array: Float[Array, "..."], shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """A parameter in the dtype of `array`, broadcast to `shape`."""
+    return jnp.broadcast_to(jnp.asarray(value, array.dtype), shape)
+
+
+def matrix_like(fn: dist.Distribution, matrix, array: Float[Array, "..."]) -> Float[Array, "..."]:
+    """A matrix parameter in the dtype of `array`, one for each element of the batch."""
+    return like(matrix, array, fn.batch_shape + jnp.shape(matrix)[-2:])
+
+
+def log_density_like(fn: dist.Distribution, value: Float[Array, "..."]) -> Float[Array, "..."]:
+    """NumPyro's log density, in the dtype of the value."""
+    with jax.numpy_rank_promotion("allow"):  # NumPyro relies on it
+        return jnp.asarray(fn.log_prob(value), value.dtype)
+
+
+def elementwise(cls: type, names: str, forward: Callable, inverse: Callable) -> None:
+    """Register ``forward(z, *parameters)`` and ``inverse(value, *parameters)`` for a scalar family.
+
+    Parameters are broadcast to the batch shape and cast to the dtype of the array, so neither rank promotion
+    nor a double-precision constant in the model reaches the formulas.
+    """
+
+    def parameters(fn, array):
+        return (like(getattr(fn, name), array, array.shape) for name in names.split())
+
+    @from_standard.register(cls)
+    def _(fn, z):
+        z = checked(fn, z, fn.shape(), "score")
+        return forward(z, *parameters(fn, z))
+
+    @to_standard.register(cls)
+    def _(fn, value):
+        value = checked(fn, value, fn.shape(), "value")
+        return inverse(value, *parameters(fn, value))

@@ -1,0 +1,157 @@
+"""Several independent priors as one: what a model with more than one unknown has."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float
+
+from enkg_ppl._types import Key, Scalar, Vector
+from enkg_ppl.priors._base import Prior
+
+Transport = Callable[[Prior, Vector], Vector]
+
+
+class ProductPrior(Prior):
+    """Independent blocks, each in its own standard units, one below the other in the latent vector.
+
+    A latent vector u holds ``(x - location) / scale`` of every block, `location` and `scale` being the block's. So
+    one noise level means the same to all of them, and the conditionals of u are those of the blocks: noising u to level
+    sigma is noising x to level ``scale * sigma``.
+
+    `blocks`: priors. `copies`: how often each is repeated, independently (default: once).
+
+    `sample`, `conditional_sample`, `decode` and `encode` ask every block for its closed form; as a last argument they
+    take what is to be asked instead, such as the flow's (`enkg_ppl.priors._flow` does so where there is none).
+
+    Raises `ValueError` without blocks, and for copies that do not match them.
+    """
+
+    blocks: tuple[Prior, ...]
+    copies: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(self, blocks: Sequence[Prior], copies: Sequence[int] | None = None):
+        self.blocks = tuple(blocks)
+        self.copies = (1,) * len(self.blocks) if copies is None else tuple(int(n) for n in copies)
+        if not self.blocks:
+            raise ValueError("ProductPrior needs at least one block; got none")
+        if len(self.copies) != len(self.blocks) or min(self.copies) < 1:
+            raise ValueError(
+                f"ProductPrior needs a positive number of copies for each of its {len(self.blocks)} blocks; "
+                f"got copies={self.copies}"
+            )
+
+    @property
+    def dim(self) -> int:
+        return sum(n * block.dim for block, n in self._counted)
+
+    @property
+    def location(self) -> Vector:
+        return jnp.zeros(self.dim, self._dtype)
+
+    @property
+    def scale(self) -> Scalar:
+        return jnp.ones((), self._dtype)
+
+    @property
+    def chunk_size(self) -> int | None:
+        sizes = [block.chunk_size and max(1, block.chunk_size // n) for block, n in self._counted]
+        return min((size for size in sizes if size is not None), default=None)
+
+    @property
+    def has_affine_denoiser(self) -> bool:
+        return all(block.has_affine_denoiser for block in self.blocks)
+
+    @property
+    def has_transport(self) -> bool:
+        return all(block.has_transport for block in self.blocks)
+
+    def denoise(self, x: Vector, sigma: Scalar) -> Vector:
+        def one(block, u):
+            return _standard(block, block.denoise(_own(block, u), _scale(block) * jnp.asarray(sigma, u.dtype)))
+
+        return self._each(one, x)
+
+    def conditional_sample(self, key: Key, x: Vector, sigma: Scalar, draw=None) -> Vector | None:
+        """Draw ``x0 ~ p(x0 | x0 + sigma * eps = x)``; None where a block has no closed form and `draw` is not given.
+
+        `draw`: called as ``draw(key, block, x, sigma)`` in the block's own units.
+        """
+        draw = draw or (lambda key, block, x, sigma: block.conditional_sample(key, x, sigma))
+
+        def one(block, u, key):
+            drawn = draw(key, block, _own(block, u), _scale(block) * jnp.asarray(sigma, u.dtype))
+            return None if drawn is None else _standard(block, drawn)
+
+        return self._each(one, x, key)
+
+    def sample(self, key: Key, draw=None) -> Vector | None:
+        """Draw one latent vector; `draw`: called as ``draw(key, block)``."""
+        draw = draw or (lambda key, block: block.sample(key))
+
+        def one(block, _, key):
+            drawn = draw(key, block)
+            return None if drawn is None else _standard(block, drawn)
+
+        return self._each(one, self.location, key)
+
+    def log_prob(self, x: Vector) -> Scalar | None:
+        def one(block, u):
+            log_prob = block.log_prob(_own(block, u))
+            return None if log_prob is None else log_prob + block.dim * jnp.log(_scale(block))
+
+        terms = self._each(one, x)
+        return None if terms is None else jnp.sum(terms)
+
+    def decode(self, z: Vector, decode: Transport | None = None) -> Vector:
+        decode = decode or (lambda block, z: block.decode(z))
+        return self._each(lambda block, z: _standard(block, decode(block, z)), z)
+
+    def encode(self, x: Vector, encode: Transport | None = None) -> Vector:
+        encode = encode or (lambda block, x: block.encode(x))
+        return self._each(lambda block, u: encode(block, _own(block, u)), x)
+
+    @property
+    def _counted(self) -> list[tuple[Prior, int]]:
+        return list(zip(self.blocks, self.copies, strict=True))
+
+    @property
+    def _dtype(self):
+        return jnp.result_type(*(block.location.dtype for block in self.blocks))
+
+    def _each(self, one: Callable, v: Vector, key: Key | None = None) -> Any:
+        """Join what `one` makes of every copy of every block and its part of v; None where it makes nothing of one."""
+        parts, start = [], 0
+        for i, (block, n) in enumerate(self._counted):
+            stop = start + n * block.dim
+            part = v[start:stop].reshape(n, block.dim).astype(block.location.dtype)
+            keys = () if key is None else (jr.split(jr.fold_in(key, i), n),)
+            made = _over_copies(functools.partial(one, block), n, part, *keys)
+            if made is None:
+                return None
+            parts.append(made.ravel().astype(self._dtype))
+            start = stop
+        return jnp.concatenate(parts)
+
+
+def _over_copies(one: Callable, n: int, *arrays) -> Float[Array, "copies ..."] | None:
+    # A single copy is called as it is: a network compiles to less without a batch of one.
+    return one(*(a[0] for a in arrays)) if n == 1 else jax.vmap(one)(*arrays)
+
+
+def _scale(block: Prior) -> Scalar:
+    return jnp.asarray(block.scale, block.location.dtype)
+
+
+def _own(block: Prior, u: Vector) -> Vector:
+    return block.location + _scale(block) * u
+
+
+def _standard(block: Prior, x: Vector) -> Vector:
+    return (x - block.location) / _scale(block)

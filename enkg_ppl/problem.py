@@ -1,0 +1,51 @@
+"""An inverse problem in three pieces: prior over latents, forward map, likelihood of its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+
+from enkg_ppl._types import Output, Scalar, Vector
+from enkg_ppl.likelihood import Likelihood
+
+if TYPE_CHECKING:
+    from enkg_ppl.priors import Prior
+
+
+def _identity(x):
+    return x
+
+
+class InverseProblem(eqx.Module):
+    """Find the latents x, ``x ~ prior``, from data ``y ~ likelihood(. | forward(x))``.
+
+    `prior`: a `Prior` over vectors of length dim.
+    `forward`: the simulator, for ONE latent vector; JAX code, or host code wrapped by `blackbox`.
+    It is never differentiated.
+    `likelihood`: a `Likelihood` of the simulator's output.
+    `constrain` / `unconstrain`: from a latent vector to what the user calls the unknowns, and back.
+    `free_values`: for a prior N(0, I): the unknowns that the simulator takes, without constraints, as a function of the
+    latent vector that needs no simulation; None where those are the same. One for each coordinate of the latent
+    vector, and then any others. A refinement uses it to tell what the data pin down from what the prior makes of it.
+    `replay`: the simulator with more of its run, ``(values, forward(x))``, where the caller has a use for the values at
+    the draws: what was simulated once need not be simulated again.
+    """
+
+    prior: Prior
+    forward: Callable[[Vector], Output]
+    likelihood: Likelihood
+    constrain: Callable[[Vector], Any] = _identity
+    unconstrain: Callable[[Any], Vector] = _identity
+    free_values: Callable[[Vector], Vector] | None = None
+    replay: Callable[[Vector], tuple[Any, Output]] | None = None
+
+    @property
+    def dim(self) -> int:
+        """Length of the latent vector."""
+        return self.prior.dim
+
+    def log_likelihood(self, x: Vector) -> Scalar:
+        """Log likelihood of one latent vector: one forward evaluation."""
+        return self.likelihood.log_prob(self.forward(x))

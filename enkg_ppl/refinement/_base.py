@@ -1,0 +1,84 @@
+"""What a refinement must offer, and the change of variables that they all work in."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax.random as jr
+import numpy as np
+
+from enkg_ppl._types import Ensemble, Key, Vector
+from enkg_ppl.evaluation._evaluator import Evaluator
+from enkg_ppl.evaluation._programs import weakly
+from enkg_ppl.posterior import Posterior
+from enkg_ppl.priors import GaussianPrior, Prior
+from enkg_ppl.priors._flow import decode
+from enkg_ppl.problem import InverseProblem
+
+Progress = Callable[[float, str], None]  # (fraction done, a few words)
+
+
+class Refinement(eqx.Module):
+    """Turns an inverse problem, and perhaps a guided ensemble, into exact posterior draws."""
+
+    def num_guided(self, num_particles: int, dim: int) -> int:
+        """Particles that the guided flow should have, where this many draws are wanted."""
+        return num_particles
+
+    def evaluator(self, problem: InverseProblem, evaluate: Evaluator) -> Evaluator:
+        """What simulates for this refinement, after the guided flow: by default in the standardised latent space."""
+        return evaluate.handed_to(standardised(problem))
+
+    @abc.abstractmethod
+    def run(
+        self,
+        key: Key,
+        problem: InverseProblem,
+        *,
+        num_particles: int,
+        guided: Ensemble | None = None,
+        evaluator: Evaluator | None = None,
+        progress: Progress | None = None,
+    ) -> Posterior:
+        """Draw `num_particles` times from the posterior.
+
+        `guided`: an ensemble near it, shape (J, dim). `evaluator`: simulates and counts, for `standardised(problem)`.
+        The posterior's count is of the evaluations made here.
+        """
+
+
+class _Decoded(eqx.Module):
+    """The forward map as a function of z; the prior is its data, not part of the program."""
+
+    prior: Prior
+    forward: Callable[[Vector], Any]
+
+    def __call__(self, z: Vector):
+        return self.forward(decode(self.prior, z))
+
+
+def check_halves(refinement: Refinement, num_particles: int) -> None:
+    """Refuse ensembles whose halves cannot be references for each other."""
+    if num_particles < 4:
+        name = type(refinement).__name__
+        raise ValueError(
+            f"{name} needs at least 4 particles, two in each half of the ensemble; got num_particles={num_particles}"
+        )
+
+
+def host_rng(key: Key) -> np.random.Generator:
+    """Random numbers of the refinements, which loop on the host: drawn by NumPy, they compile nothing."""
+    return np.random.default_rng(np.asarray(jr.key_data(key)).ravel())
+
+
+def standardised(problem: InverseProblem) -> InverseProblem:
+    """The same problem for z, whose prior is N(0, I); the very same where it is so already."""
+    if isinstance(problem.prior, GaussianPrior) and problem.prior.is_standard:
+        return problem
+    location = problem.prior.location
+    prior = GaussianPrior(location * 0, location * 0 + 1)
+    replay = None if problem.replay is None else _Decoded(problem.prior, problem.replay)
+    return InverseProblem(prior, _Decoded(problem.prior, weakly(problem.forward)), problem.likelihood, replay=replay)

@@ -1,0 +1,1 @@
+"""Moves of an ensemble that leave the posterior invariant."""
