@@ -25,7 +25,6 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from enkg_ppl import NetworkPrior, load_prior, save_prior
-from enkg_ppl.priors._flow import decode
 from models import _page, digits_prior, toys
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -68,7 +67,7 @@ def cast(prior: NetworkPrior, dtype) -> NetworkPrior:
 def samples(prior: NetworkPrior, num: int, seed: int = 0) -> Draws:
     """Draws by the flow in fixed steps, as `DiffusionPrior` draws."""
     z = jr.normal(jr.key(seed), (num, prior.dim))
-    flat = jax.jit(lambda prior, z: jax.vmap(lambda z: decode(prior, z))(z))(prior, z)
+    flat = jax.jit(lambda prior, z: jax.vmap(lambda z: prior.decode(z))(z))(prior, z)
     return np.asarray(flat).reshape(num, *prior.event_shape)
 
 

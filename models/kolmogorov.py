@@ -18,7 +18,6 @@ al. 2021 (arXiv 2102.01010).
 from __future__ import annotations
 
 import argparse
-import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +35,6 @@ from matplotlib.figure import Figure
 
 from enkg_ppl import GaussianPrior, NetworkPrior, load_prior, save_prior, train_prior
 from enkg_ppl.networks import SongUNet
-from enkg_ppl.priors._flow import decode
 from enkg_ppl.training import LogNormalNoise
 from enkg_ppl.training._loss import denoising_loss
 from models import _page
@@ -349,7 +347,7 @@ def samples(prior: NetworkPrior, num: int, *, seed: int = 0, batch: int = 16) ->
     """Draws of the prior, ``(num, n, n)``, by the flow in fixed steps that inference uses, in 32 bits."""
     prior = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), prior)
     z = np.asarray(jr.normal(jr.key(seed), (num, prior.dim), jnp.float32))
-    run = jax.jit(lambda prior, z: jax.vmap(functools.partial(decode, prior))(z))
+    run = jax.jit(lambda prior, z: jax.vmap(prior.decode)(z))
     drawn = [np.asarray(run(prior, np.resize(z[i : i + batch], (batch, prior.dim)))) for i in range(0, num, batch)]
     return np.concatenate(drawn)[:num].reshape(num, *prior.event_shape[1:])
 

@@ -100,7 +100,7 @@ def log_prob_error(prior: Prior, exact: MixturePrior, key, num: int = 1000) -> F
 def flow_draws(prior: Prior, key, num: int) -> Float[np.ndarray, "num 2"]:
     """Draws of a prior through its probability flow, solved adaptively."""
     z = jr.normal(key, (num, prior.dim))
-    return np.asarray(jax.jit(lambda flow, z: jax.vmap(flow.decode)(z))(Flow(prior), z))
+    return np.asarray(jax.jit(lambda flow, z: jax.vmap(flow.forward)(z))(Flow(prior), z))
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from enkg_ppl.priors._gaussian import GaussianPrior
 from enkg_ppl.priors._mixture import MixturePrior
 from enkg_ppl.priors._network import NetworkPrior
 from enkg_ppl.priors._product import ProductPrior
+from enkg_ppl.priors._reverse_sde import sde_sample
 from enkg_ppl.priors._torch import TorchNetwork
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ __all__ = [
     "load_prior",
     "over_particles",
     "save_prior",
+    "sde_sample",
 ]
 
 # Imported when asked for, with the networks that they make.

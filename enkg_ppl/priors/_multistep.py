@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,9 @@ import numpy as np
 from jaxtyping import Float
 
 from enkg_ppl._types import AnyArray, Scalar, Vector
-from enkg_ppl.priors._base import Prior
+
+if TYPE_CHECKING:
+    from enkg_ppl.priors._base import Prior
 
 # Noise levels over the prior's scale, and evaluations of the denoiser on the way. Modes a 25th of the scale wide have
 # sds and means that are wrong by 1.3 % of the sd at most, Gaussian features of a 100th are .5 % too wide (after 48

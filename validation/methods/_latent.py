@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from enkg_ppl._types import Ensemble, Scalar, Vector
 from enkg_ppl.numpyro._model import NumPyroModel
-from enkg_ppl.refinement._base import decode, standardised
+from enkg_ppl.refinement import standardised
 from validation.methods._base import Counter
 from validation.target import Draws, Target, flatten
 
@@ -53,5 +53,5 @@ class Latent:
     def flatten(self, z: Ensemble) -> Draws:
         """Draws as the target compares them; not counted."""
         if self._target.model is None:
-            return np.asarray(jax.jit(jax.vmap(lambda z: decode(self._original.prior, z)))(z))
+            return np.asarray(jax.jit(jax.vmap(self._original.prior.decode))(z))
         return flatten(jax.jit(jax.vmap(self._original.constrain))(z), self._target.sites)
