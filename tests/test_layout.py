@@ -42,11 +42,15 @@ def module_of(path: Path) -> str:
     return name.removesuffix(".__init__")
 
 
+# The package of priors needs evaluation, which needs the problem; what a problem's prior is, only type checkers ask.
+TYPING_ALONE = {"enkg_ppl.problem"}
+
+
 def imported_modules(path: Path, modules: set[str]) -> set[str]:
-    """Modules of ours that a file imports, with the packages that they are in; not what only type checkers see."""
+    """Modules of ours that a file imports, wherever in it, with the packages that they are in."""
     tree = ast.parse(path.read_text())
     typing = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
-    unseen = {n for block in typing for n in ast.walk(block)}
+    unseen = {n for block in typing for n in ast.walk(block)} if module_of(path) in TYPING_ALONE else set()
     found = set()
     for node in ast.walk(tree):
         if node in unseen or not isinstance(node, ast.ImportFrom | ast.Import):
