@@ -83,6 +83,44 @@ def test_no_module_imports_itself_by_a_detour(folders):
         visit(name, ())
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "models").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_models_know_nothing_of_what_judges_them(path):
+    assert "validation" not in imported(path)
+
+
+# Private modules of the package that models and validation import all the same, and why.
+PRIVATE_IMPORTS = {
+    ("models/kolmogorov.py", "enkg_ppl.priors._flow"): "draws by the very steps that inference takes",
+    ("models/kolmogorov.py", "enkg_ppl.training._loss"): "the training's own loss, on fields that it has not seen",
+    ("models/shipped.py", "enkg_ppl.priors._flow"): "draws by the very steps that inference takes",
+    ("validation/methods/_base.py", "enkg_ppl.evaluation._host_call"): "counts in host code that cannot deadlock",
+    ("validation/methods/_latent.py", "enkg_ppl.numpyro._model"): "a NumPyro model as an inverse problem",
+    ("validation/methods/_latent.py", "enkg_ppl.priors._flow"): "its draws as the target compares them",
+    ("validation/methods/_latent.py", "enkg_ppl.refinement._base"): "other methods get the space that refinements get",
+    ("validation/sbc.py", "enkg_ppl.priors._flow"): "draws of the reverse SDE, in more steps than anything else takes",
+    ("validation/train_speed.py", "enkg_ppl.training._step"): "times the compiled step without the loop around it",
+}
+
+
+def private_imports(path: Path) -> set[tuple[str, str]]:
+    """Private modules, and private names of public ones, that a file imports from the package, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    private = {name for name in found if name.startswith("enkg_ppl.") and "._" in name}
+    # Up to the private part: what is taken out of a private module does not matter.
+    return {(str(path.relative_to(ROOT)), re.sub(r"(\._\w+)\..*", r"\1", name)) for name in private}
+
+
+def test_models_and_validation_use_what_users_have():
+    """Both ways: no private import that is not listed, and none listed that is gone."""
+    paths = [path for folder in ("models", "validation") for path in sorted((ROOT / folder).rglob("*.py"))]
+    assert set().union(*map(private_imports, paths)) == set(PRIVATE_IMPORTS)
+
+
 def test_slow_packages_are_not_imported_with_the_package():
     """Most runs do not need them; torch is not even installed. With them an import takes more than twice as long."""
     slow = ("arviz", "blackjax", "diffrax", "matplotlib", "optax", "scipy.optimize", "torch")
