@@ -146,6 +146,12 @@ def test_only_the_package_goes_into_the_wheel():
     assert config["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["enkg_ppl"]
 
 
+def test_whoever_installs_the_package_gets_nothing_that_it_does_not_import():
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    required = {re.split(r"[><=;\[ ]", line)[0] for line in config["project"]["dependencies"]}
+    assert required <= set().union(*map(imported, PACKAGE))
+
+
 def test_version_is_one():
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())
     version = config["project"]["version"]
