@@ -113,7 +113,8 @@ def reweighted(
 
     log_ratio = log_likelihood(simulated) - log_likelihood(draws["cases"])
     weights = np.exp(log_ratio - log_ratio.max())
-    effective = float(weights.sum() ** 2 / np.sum(weights**2))
+    weights /= weights.sum()
+    effective = float(1 / np.sum(weights**2))
     chosen = systematic(0.5, log_ratio, len(log_ratio))
     return {name: np.asarray(value)[chosen] for name, value in draws.items()}, effective
 
