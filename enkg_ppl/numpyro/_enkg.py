@@ -36,7 +36,7 @@ from enkg_ppl.numpyro._arguments import (
 from enkg_ppl.numpyro._init import starting_points
 from enkg_ppl.numpyro._model import NumPyroModel
 from enkg_ppl.numpyro._partial import PartialResult, kept_on_failure
-from enkg_ppl.numpyro._predict import predict, sample_observed
+from enkg_ppl.numpyro._predict import sample_observed, sample_prior
 from enkg_ppl.numpyro._progress import ProgressBar
 from enkg_ppl.numpyro._refusals import ModelError
 from enkg_ppl.numpyro._renamed import new_names, renamed, renamed_run, what_was_renamed
@@ -339,7 +339,8 @@ class EnKG(MCMC):
 
         result = self._on_host("to_arviz")
         if prior is True:
-            prior = predict(self, jr.key(SEED_PRIOR))
+            model = NumPyroModel(self.model, self._args, self._kwargs)
+            prior = sample_prior(jr.key(SEED_PRIOR), model, self.num_ensembles, self.num_particles)
         if posterior_predictive is True:
             posterior_predictive = sample_observed(jr.key(SEED_PREDICTIVE), result.observations)
         pointwise = jax.device_get(result.log_likelihood) if log_likelihood else None
