@@ -9,9 +9,9 @@ import equinox as eqx
 import jax
 import jax.random as jr
 
-from enkg_ppl._types import Key, Scalar, Vector
 from enkg_ppl.priors._multistep import flow_down, flow_up
 from enkg_ppl.priors._reverse_sde import reverse_sde_sample
+from enkg_ppl.types import Key, Scalar, Vector
 
 CONDITIONAL_STEPS = 8  # of the reverse SDE, one evaluation of the denoiser each
 CORRECTIONS = 2  # of z, by what its own x lacks; each makes the error some thirty times smaller

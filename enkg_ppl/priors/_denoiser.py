@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from enkg_ppl._types import Scalar, Vector
+from enkg_ppl.types import Scalar, Vector
 
 
 class Denoiser(Protocol):

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from enkg_ppl._types import Key, Scalar, Vector
 from enkg_ppl.priors._base import Prior
+from enkg_ppl.types import Key, Scalar, Vector
 
 if TYPE_CHECKING:
     import diffrax

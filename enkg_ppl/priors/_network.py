@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import AnyArray, Key, Scalar, Vector
 from enkg_ppl.priors._base import Grid, Prior
 from enkg_ppl.priors._record import Record
 from enkg_ppl.priors._reverse_sde import sde_sample
 from enkg_ppl.priors.preconditioning import Direct, Preconditioning
+from enkg_ppl.types import AnyArray, Key, Scalar, Vector
 
 # Points along its longest side that make an event a field.
 LEAST_GRID = 8
