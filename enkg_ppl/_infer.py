@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from enkg_ppl._types import Ensemble, Key
 from enkg_ppl.diagnostics._fields import NUM_PRIOR_DRAWS, EnsembleCheck, check_ensemble
 from enkg_ppl.evaluation._black_box import watch_black_boxes
 from enkg_ppl.evaluation._blocks import block_size
@@ -27,6 +26,7 @@ from enkg_ppl.problem import InverseProblem
 from enkg_ppl.refinement import AdaptiveImportanceSampling, DiffusionWaltz, EllipticalSlice, Refinement, TemperedSMC
 from enkg_ppl.refinement._peaks import Found
 from enkg_ppl.schedule import Schedule
+from enkg_ppl.types import Ensemble, Key
 
 # Levels of the guided flow where a refinement follows: as a proposal it need not be as good as where it is the result.
 PROPOSAL_LEVELS = 8

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import AnyArray, Output, Scalar
+from enkg_ppl.types import AnyArray, Output, Scalar
 
 
 class Response(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import AnyArray, Ensemble
+from enkg_ppl.types import AnyArray, Ensemble
 
 
 class WeightedSample(NamedTuple):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 
-from enkg_ppl._types import Output, Scalar, Vector
 from enkg_ppl.likelihood import Likelihood
+from enkg_ppl.types import Output, Scalar, Vector
 
 if TYPE_CHECKING:
     from enkg_ppl.priors import Prior

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import Scalar
+from enkg_ppl.types import Scalar
 
 
 class Schedule(eqx.Module):

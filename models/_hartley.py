@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import Vector
+from enkg_ppl.types import Vector
 
 
 class Hartley(eqx.Module):

@@ -34,8 +34,8 @@ from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
 from enkg_ppl import InverseProblem, KalmanCorrection, Posterior, PublishedCorrection, calibration, infer
-from enkg_ppl._types import Vector
 from enkg_ppl.likelihood import GaussianLikelihood
+from enkg_ppl.types import Vector
 from models import _page, kolmogorov
 
 SIZE, STRIDE = 32, 2

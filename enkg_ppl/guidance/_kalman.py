@@ -26,7 +26,6 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from enkg_ppl._random import normals
-from enkg_ppl._types import AnyArray, Ensemble, Key, Scalar
 from enkg_ppl.guidance._base import Correction, Level
 from enkg_ppl.guidance._bounds import MOST, bounded
 from enkg_ppl.guidance._gain import covariance_product, eigh, kalman_shift, krylov_shift
@@ -36,6 +35,7 @@ from enkg_ppl.priors import GaussianPrior, Prior, in_chunks, over_particles
 from enkg_ppl.priors._flow import conditional_sample, quick_draw
 from enkg_ppl.problem import InverseProblem
 from enkg_ppl.schedule import Karras, Schedule, VarianceExploding
+from enkg_ppl.types import AnyArray, Ensemble, Key, Scalar
 
 # Particles whose own derivatives of the denoiser are held in memory at a time.
 PARTICLES_AT_A_TIME = 16

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import Key, Scalar
 from enkg_ppl.networks._blocks import (
     NoiseMap,
     PositionalFeatures,
@@ -22,6 +21,7 @@ from enkg_ppl.networks._blocks import (
     resolutions,
 )
 from enkg_ppl.networks._layers import Conv2d, GroupNorm, Padding
+from enkg_ppl.types import Key, Scalar
 
 
 class _EncoderLevel(eqx.Module):

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import Key, Scalar
 from enkg_ppl.networks._blocks import check_event
 from enkg_ppl.networks._layers import Conv2d, Features, Linear, constant
+from enkg_ppl.types import Key, Scalar
 
 EPS = 1e-5
 

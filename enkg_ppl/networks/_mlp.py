@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import Key, Scalar
 from enkg_ppl.networks._embedding import EDM_RANGE, NoiseEmbedding
+from enkg_ppl.types import Key, Scalar
 
 
 def zeroed(layer):

@@ -11,7 +11,6 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import Key, Scalar
 from enkg_ppl.networks._blocks import (
     FourierFeatures,
     NoiseMap,
@@ -23,6 +22,7 @@ from enkg_ppl.networks._blocks import (
     resolutions,
 )
 from enkg_ppl.networks._layers import Conv2d, GroupNorm, Linear, Padding, downsample, upsample
+from enkg_ppl.types import Key, Scalar
 
 EPS = 1e-6
 SKIP_SCALE = 0.5**0.5  # keeps the variance of a sum of two branches

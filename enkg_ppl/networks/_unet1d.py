@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import Key, Scalar
 from enkg_ppl.networks._embedding import EDM_RANGE, NoiseEmbedding
 from enkg_ppl.networks._mlp import zeroed
+from enkg_ppl.types import Key, Scalar
 
 GROUPS = 8  # at most; fewer where the channels do not divide by it
 

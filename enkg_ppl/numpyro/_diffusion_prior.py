@@ -21,10 +21,10 @@ from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.distributions.util import validate_sample
 from numpyro.infer.reparam import Reparam
 
-from enkg_ppl._types import Key
 from enkg_ppl.numpyro.transports import UnsupportedPriorError, from_standard, standard_shape, to_standard
 from enkg_ppl.priors import GaussianPrior, NetworkPrior, Prior
 from enkg_ppl.priors._flow import EXACT_DIVERGENCE_DIM, Flow, decode, draw, encode
+from enkg_ppl.types import Key
 
 # Fresh ones at every noise level: little more work than 8 that stay the same in the flow's ODE, a fifth of the error.
 NUM_PROBES = 16

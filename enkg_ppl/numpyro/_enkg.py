@@ -16,7 +16,6 @@ import numpy as np
 from numpyro.infer import MCMC
 
 from enkg_ppl._infer import Progress, infer
-from enkg_ppl._types import Ensemble
 from enkg_ppl.diagnostics._diagnose import Diagnostics
 from enkg_ppl.evaluation._black_box import BlackBoxError
 from enkg_ppl.evaluation._blocks import block_size
@@ -47,6 +46,7 @@ from enkg_ppl.posterior import Posterior
 from enkg_ppl.problem import InverseProblem
 from enkg_ppl.refinement import Refinement
 from enkg_ppl.schedule import Schedule
+from enkg_ppl.types import Ensemble
 
 MAX_LISTED = 64  # entries of a diffusion prior's site that a summary lists one by one
 AMPLE = 24  # simulations a particle, below which a budget has none left to repeat

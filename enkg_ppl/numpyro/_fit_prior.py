@@ -16,10 +16,10 @@ from jaxtyping import Array, Float
 from numpyro import handlers
 from numpyro.distributions import constraints
 
-from enkg_ppl._types import Key
 from enkg_ppl.numpyro._diffusion_prior import DiffusionPrior
 from enkg_ppl.numpyro._response import ranks_may_differ
 from enkg_ppl.priors import NetworkPrior
+from enkg_ppl.types import Key
 
 VALUE = "value"  # the name of the only site of a distribution
 NUM_DRAWS = 100_000

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from enkg_ppl._types import Ensemble
 from enkg_ppl.evaluation._host_call import calls_host
 from enkg_ppl.evaluation._ledger import Ledger
 from enkg_ppl.numpyro._model import NumPyroModel
 from enkg_ppl.posterior import Posterior
 from enkg_ppl.priors._coordinates import decode_all
 from enkg_ppl.problem import InverseProblem
+from enkg_ppl.types import Ensemble
 
 
 class UnderWay(NamedTuple):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import equinox as eqx
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import Key, Scalar, Vector
+from enkg_ppl.types import Key, Scalar, Vector
 
 
 class Grid(NamedTuple):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import equinox as eqx
 
-from enkg_ppl._types import Ensemble
 from enkg_ppl.evaluation._blocks import in_blocks
 from enkg_ppl.priors._base import Prior
 from enkg_ppl.priors._chunks import over_particles
 from enkg_ppl.priors._flow import decode, encode
+from enkg_ppl.types import Ensemble
 
 
 @eqx.filter_jit

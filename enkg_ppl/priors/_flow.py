@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from enkg_ppl._types import Key, Scalar, Vector
 from enkg_ppl.priors._base import Prior
 from enkg_ppl.priors._multistep import HIGHEST, flow_down, flow_up
 from enkg_ppl.priors._product import ProductPrior
 from enkg_ppl.priors._reverse_sde import reverse_sde_sample
+from enkg_ppl.types import Key, Scalar, Vector
 
 if TYPE_CHECKING:
     import diffrax

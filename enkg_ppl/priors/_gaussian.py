@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Float
 
-from enkg_ppl._types import AnyArray, Key, Scalar, Vector
 from enkg_ppl.priors._base import Prior
+from enkg_ppl.types import AnyArray, Key, Scalar, Vector
 
 Basis = Callable[[Float[AnyArray, " dim"]], Float[AnyArray, " dim"]]
 

@@ -8,8 +8,8 @@ import jax.random as jr
 from jax.scipy.special import logsumexp
 from jaxtyping import Float
 
-from enkg_ppl._types import AnyArray, Key, Scalar, Vector
 from enkg_ppl.priors._base import Prior
+from enkg_ppl.types import AnyArray, Key, Scalar, Vector
 
 
 class MixturePrior(Prior):

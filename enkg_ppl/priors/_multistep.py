@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from enkg_ppl._types import AnyArray, Scalar, Vector
 from enkg_ppl.priors._base import Prior
+from enkg_ppl.types import AnyArray, Scalar, Vector
 
 # Noise levels over the prior's scale, and evaluations of the denoiser on the way. Modes a 25th of the scale wide have
 # sds and means that are wrong by 1.3 % of the sd at most, Gaussian features of a 100th are .5 % too wide (after 48

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import AnyArray, Scalar, Vector
 from enkg_ppl.priors._base import Grid, Prior
 from enkg_ppl.priors._record import Record
 from enkg_ppl.priors.preconditioning import Direct, Preconditioning
+from enkg_ppl.types import AnyArray, Scalar, Vector
 
 # Points along its longest side that make an event a field.
 LEAST_GRID = 8

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import Key, Scalar, Vector
 from enkg_ppl.priors._base import Prior
+from enkg_ppl.types import Key, Scalar, Vector
 
 Transport = Callable[[Prior, Vector], Vector]
 

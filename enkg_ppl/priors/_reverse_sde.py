@@ -26,8 +26,8 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Float
 
-from enkg_ppl._types import Key, Scalar, Vector
 from enkg_ppl.priors._base import Prior
+from enkg_ppl.types import Key, Scalar, Vector
 
 # Variances of a direction over that of the noise, as powers of ten, for which steps are fitted: from half a decade a
 # step below 1 on. 8 steps are within 0.1 % from 1e-4 on, and two components of a mixture that lie 3.5 apart have a

@@ -19,8 +19,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import Scalar
 from enkg_ppl.evaluation._host_call import host_call
+from enkg_ppl.types import Scalar
 
 
 class TorchNetwork(eqx.Module):

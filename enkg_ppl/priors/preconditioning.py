@@ -15,7 +15,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from enkg_ppl._types import AnyArray, Scalar
+from enkg_ppl.types import AnyArray, Scalar
 
 PREDICTIONS = ("noise", "v", "x0")
 # C_1 and C_2 of the table: a step keeps at least this share of the signal, and the cosine's offset.

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from enkg_ppl._types import Ensemble, Key
 from enkg_ppl.diagnostics._weights import effective_size, pareto_khat
 from enkg_ppl.evaluation._blocks import block_size
 from enkg_ppl.evaluation._evaluator import Evaluator
@@ -27,6 +26,7 @@ from enkg_ppl.refinement._peaks import Found, Peak, find_peaks, nearest_peak
 from enkg_ppl.refinement._pool import Halves, Pool, Proposal
 from enkg_ppl.refinement.moves._space import log_standard_normal
 from enkg_ppl.refinement.moves._steps import log_mean_exp
+from enkg_ppl.types import Ensemble, Key
 
 # Draws of the prior that searches begin from: per basin of a few dimensions, and at most.
 PRIOR_DRAWS, MOST_PRIOR_DRAWS = 128, 512

@@ -7,7 +7,6 @@ import dataclasses
 import equinox as eqx
 import numpy as np
 
-from enkg_ppl._types import Ensemble, Key
 from enkg_ppl.evaluation._blocks import block_size
 from enkg_ppl.evaluation._evaluator import Evaluator
 from enkg_ppl.mixtures._fit import best_fit, fit, most_components
@@ -23,6 +22,7 @@ from enkg_ppl.refinement._target import Start, Target, log_weights
 from enkg_ppl.refinement.moves._mixing import Cycles, mix
 from enkg_ppl.refinement.moves._space import Group, Space
 from enkg_ppl.refinement.moves._steps import largest_step, log_mean_exp, systematic
+from enkg_ppl.types import Ensemble, Key
 
 PAIRS = ("target_ess", "max_correlation", "min_cycles", "max_cycles", "prior_share", "inflation")
 LEAST_SCOUTS, SCOUTS_PER_DIM = 512, 8

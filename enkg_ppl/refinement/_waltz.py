@@ -12,7 +12,6 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Float
 
-from enkg_ppl._types import Ensemble, Key
 from enkg_ppl.evaluation._blocks import block_size, in_blocks
 from enkg_ppl.evaluation._evaluator import Evaluator
 from enkg_ppl.likelihood import Response
@@ -23,6 +22,7 @@ from enkg_ppl.problem import InverseProblem
 from enkg_ppl.refinement._base import Progress, Refinement, check_halves, host_rng
 from enkg_ppl.refinement._noising import Noising, Points, SlopePool
 from enkg_ppl.refinement._stationarity import Snapshot, compare
+from enkg_ppl.types import Ensemble, Key
 
 Simulate = Callable[[Any], tuple[Float[np.ndarray, " particles"], Response]]
 

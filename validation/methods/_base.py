@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from enkg_ppl._types import Vector
 from enkg_ppl.evaluation._host_call import host_call
+from enkg_ppl.types import Vector
 from validation.target import Draws, Target
 
 

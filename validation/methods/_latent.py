@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import Ensemble, Scalar, Vector
 from enkg_ppl.numpyro._model import NumPyroModel
 from enkg_ppl.refinement._base import decode, standardised
+from enkg_ppl.types import Ensemble, Scalar, Vector
 from validation.methods._base import Counter
 from validation.target import Draws, Target, flatten
 

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from enkg_ppl import GaussianPrior, InverseProblem
-from enkg_ppl._types import Vector
 from enkg_ppl.likelihood import GaussianLikelihood
+from enkg_ppl.types import Vector
 from models._hartley import Hartley
 from validation.posteriors.closed_form import GaussianPosterior
 from validation.target import Target, Truth

@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from enkg_ppl import InverseProblem, MixturePrior
-from enkg_ppl._types import Vector
 from enkg_ppl.likelihood import GaussianLikelihood
+from enkg_ppl.types import Vector
 from validation.target import Target, Truth
 
 DIMS, NUM_DATA, NUM_INSTANCES = (8, 80, 800), (1, 2, 4), 3
