@@ -10,6 +10,8 @@ from jaxtyping import Array, Float
 
 from enkg_ppl.types import AnyArray, Ensemble
 
+__all__ = ["Posterior", "WeightedSample"]
+
 
 class WeightedSample(NamedTuple):
     """All that was simulated, weighted to stand for the posterior: `z` of shape (points, dim), N(0, I) under the prior;

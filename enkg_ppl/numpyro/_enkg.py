@@ -15,7 +15,7 @@ import jax.random as jr
 import numpy as np
 from numpyro.infer import MCMC
 
-from enkg_ppl._infer import Progress, infer
+from enkg_ppl._infer import RunProgress, infer
 from enkg_ppl.diagnostics._diagnose import Diagnostics
 from enkg_ppl.evaluation._black_box import BlackBoxError
 from enkg_ppl.evaluation._blocks import block_size
@@ -177,7 +177,7 @@ class EnKG(MCMC):
         ):
 
             def one(i: int, meeting: Meeting | None) -> Posterior:
-                progress = Progress(functools.partial(bar.guide, i), functools.partial(bar.refine, i))
+                progress = RunProgress(functools.partial(bar.guide, i), functools.partial(bar.refine, i))
                 own = evaluator.another(ledgers[i], meeting)
                 finished[i] = self._infer(jr.fold_in(rng_key, i), numpyro_model, problem, own, init, progress)
                 bar.done(i)
@@ -210,7 +210,7 @@ class EnKG(MCMC):
         problem: InverseProblem,
         evaluator: Evaluator,
         init: Ensemble | None,
-        progress: Progress,
+        progress: RunProgress,
     ) -> Posterior:
         """One ensemble: the guided flow, then the refinement."""
         if self.refine is None and not numpyro_model.guided:

@@ -15,8 +15,6 @@ from jaxtyping import Array, Float
 from enkg_ppl.priors._base import Prior
 from enkg_ppl.types import Key, Scalar, Vector
 
-Transport = Callable[[Prior, Vector], Vector]
-
 
 class ProductPrior(Prior):
     """Independent blocks, each in its own standard units, one below the other in the latent vector.
@@ -109,11 +107,11 @@ class ProductPrior(Prior):
         terms = self._each(one, x)
         return None if terms is None else jnp.sum(terms)
 
-    def decode(self, z: Vector, decode: Transport | None = None) -> Vector:
+    def decode(self, z: Vector, decode: Callable[[Prior, Vector], Vector] | None = None) -> Vector:
         decode = decode or (lambda block, z: block.decode(z))
         return self._each(lambda block, z: _standard(block, decode(block, z)), z)
 
-    def encode(self, x: Vector, encode: Transport | None = None) -> Vector:
+    def encode(self, x: Vector, encode: Callable[[Prior, Vector], Vector] | None = None) -> Vector:
         encode = encode or (lambda block, x: block.encode(x))
         return self._each(lambda block, u: encode(block, _own(block, u)), x)
 
