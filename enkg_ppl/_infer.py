@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from enkg_ppl._keywords import explain_keywords
 from enkg_ppl.diagnostics._fields import NUM_PRIOR_DRAWS, EnsembleCheck, check_ensemble
 from enkg_ppl.evaluation._black_box import watch_black_boxes
 from enkg_ppl.evaluation._blocks import block_size
@@ -40,6 +41,7 @@ class RunProgress(NamedTuple):
     refine: Callable[[float, str], None]
 
 
+@explain_keywords("infer")
 @watch_black_boxes()
 def infer(
     key: Key,

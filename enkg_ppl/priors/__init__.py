@@ -1,9 +1,9 @@
 """Diffusion priors, one file per family, and the reading of diffusion models that others trained.
 
 A new `Prior` implements `denoise`, ``E[x0 | x0 + sigma eps]`` of one vector, with `dim`, `location` and `scale`;
-closed forms that it has besides make it faster, and `Flow` stands in for those that it has not. A prior that is a field
-says on what `Grid`. Priors of your own are used like those here, in `DiffusionPrior` and `InverseProblem`, and evaluated
-with `over_particles` (or `in_chunks`) where memory is short.
+closed forms that it has besides make it faster, and `Flow` stands in for those that it has not. A prior of fields has
+a `Grid`. Priors of your own are used like those here, in `DiffusionPrior` and `InverseProblem`; `over_particles` and
+`in_chunks` apply them to ensembles where memory is short.
 `NetworkPrior` makes a prior of a network, in JAX or `TorchNetwork`'s; how the network's output becomes a denoiser is in
 `enkg_ppl.priors.preconditioning`, and how it came to be in the prior's `Record`.
 """
