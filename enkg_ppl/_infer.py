@@ -161,8 +161,8 @@ def _weighted(
     posterior = tried.posterior
     if posterior is None:
         return None, tried.found, "the search for modes leaves a doubt on weighted draws"
-    come_to = f"{posterior.stats['weights']:,} weighted draws came to an effective size of"
-    come_to = f"{come_to} {posterior.stats['weight_ess']:,.0f}"
+    weights, worth = posterior.stats.get("weights", 0), posterior.stats.get("weight_ess", 0.0)
+    come_to = f"{weights:,} weighted draws came to an effective size of {worth:,.0f}"
     if tried.fits or ledger.remaining < WORTHWHILE * num_particles + kept_for_later:
         posterior.stats = {"refinement": f"AdaptiveImportanceSampling: {come_to}", **posterior.stats}
         return posterior, tried.found, come_to
