@@ -1,9 +1,9 @@
 """Diffusion priors, one file per family, and the reading of diffusion models that others trained.
 
 A new `Prior` implements `denoise`, ``E[x0 | x0 + sigma eps]`` of one vector, with `dim`, `location` and `scale`;
-closed forms that it has besides make it faster, and `Flow` stands in for those that it has not. A prior of fields has
-a `Grid`. Priors of your own are used like those here, in `DiffusionPrior` and `InverseProblem`; `over_particles` and
-`in_chunks` apply them to ensembles where memory is short.
+closed forms that it has besides make it faster. `Flow`, `decode` and `encode` use those that there are, and the
+probability flow where there are none. A prior of fields has a `Grid`. Priors of your own are used like those here, in
+`DiffusionPrior` and `InverseProblem`; `over_particles` and `in_chunks` apply them to ensembles where memory is short.
 `NetworkPrior` makes a prior of a network, in JAX or `TorchNetwork`'s; how the network's output becomes a denoiser is in
 `enkg_ppl.priors.preconditioning`, and how it came to be in the prior's `Record`.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from enkg_ppl.priors._base import Grid, Prior
 from enkg_ppl.priors._chunks import in_chunks, over_particles
 from enkg_ppl.priors._file import PriorFileError, load_prior, save_prior
-from enkg_ppl.priors._flow import Flow
+from enkg_ppl.priors._flow import Flow, decode, encode
 from enkg_ppl.priors._gaussian import GaussianPrior
 from enkg_ppl.priors._mixture import MixturePrior
 from enkg_ppl.priors._network import NetworkPrior
@@ -38,6 +38,8 @@ __all__ = [
     "ProductPrior",
     "Record",
     "TorchNetwork",
+    "decode",
+    "encode",
     "import_adm",
     "import_ddpm",
     "import_diffusers",
