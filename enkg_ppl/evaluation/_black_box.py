@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from enkg_ppl._keywords import explain_keywords
 from enkg_ppl.evaluation._failure import (
     HOPELESS,
     BlackBoxError,
@@ -50,6 +51,7 @@ Results = Generator[tuple[np.ndarray, "np.ndarray | Failure"]]
 ON_FAILURE = ("tolerate", "raise", "reject")
 
 
+@explain_keywords("blackbox")
 def blackbox(
     fn: Callable,
     shape: tuple[int, ...] | Callable[..., tuple[int, ...]],

@@ -12,6 +12,7 @@ import jax.random as jr
 from jax.core import Tracer
 from jaxtyping import Array, Bool
 
+from enkg_ppl._keywords import explain_keywords
 from enkg_ppl.evaluation._black_box import raise_host_failure, watch_black_boxes
 from enkg_ppl.evaluation._evaluator import Evaluator, Respond, ensemble_response
 from enkg_ppl.evaluation._ledger import Ledger
@@ -23,6 +24,7 @@ from enkg_ppl.schedule import Schedule
 from enkg_ppl.types import Ensemble, Key, Vector
 
 
+@explain_keywords("guide")
 @watch_black_boxes()
 def guide(
     key: Key,

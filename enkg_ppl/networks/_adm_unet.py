@@ -24,12 +24,16 @@ from enkg_ppl.networks._layers import Conv2d, GroupNorm, Padding
 from enkg_ppl.types import Key, Scalar
 
 
-class _EncoderLevel(eqx.Module):
+class ADMEncoderLevel(eqx.Module):
+    """A resolution on the way down: how it is entered, and its blocks."""
+
     enter: Conv2d | ResidualBlock | Resampling  # the stem at full resolution, a halving layer below
     blocks: tuple[ResidualBlock, ...]
 
 
-class _DecoderLevel(eqx.Module):
+class ADMDecoderLevel(eqx.Module):
+    """A resolution on the way up."""
+
     enter: tuple[ResidualBlock | Resampling, ...]  # the middle of the U at the lowest resolution, a doubling above
     blocks: tuple[ResidualBlock, ...]
 
@@ -63,8 +67,8 @@ class ADMUNet(eqx.Module):
     """
 
     noise: NoiseMap
-    encoder_levels: tuple[_EncoderLevel, ...]
-    decoder_levels: tuple[_DecoderLevel, ...]
+    encoder_levels: tuple[ADMEncoderLevel, ...]
+    decoder_levels: tuple[ADMDecoderLevel, ...]
     norm: GroupNorm
     out: Conv2d
     shape: tuple[int, int, int] = eqx.field(static=True)
@@ -205,7 +209,7 @@ class ADMUNet(eqx.Module):
                 blocks.append(block(width, outputs, attention=sides[level] in self.attention_resolutions))
                 width = outputs
                 kept.append(width)
-            down.append(_EncoderLevel(enter, tuple(blocks)))
+            down.append(ADMEncoderLevel(enter, tuple(blocks)))
 
         up = []
         for level in reversed(range(levels)):
@@ -218,7 +222,7 @@ class ADMUNet(eqx.Module):
             for _ in range(num_blocks + 1):
                 blocks.append(block(width + kept.pop(), channels[level], attention=attention))
                 width = channels[level]
-            up.append(_DecoderLevel(enter, tuple(blocks)))
+            up.append(ADMDecoderLevel(enter, tuple(blocks)))
         self.encoder_levels, self.decoder_levels = tuple(down), tuple(up)
         self.norm = GroupNorm(width, groups=groups_of(width), eps=eps)
         self.out = Conv2d(width, self.out_channels, 3, key=next(keys), gain=0, padding=padding)

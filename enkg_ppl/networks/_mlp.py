@@ -19,7 +19,7 @@ def zeroed(layer):
     return eqx.tree_at(lambda m: (m.weight, m.bias), layer, replace_fn=jnp.zeros_like)
 
 
-class _Block(eqx.Module):
+class DenseBlock(eqx.Module):
     """``h + W2 silu(W1 silu(h) + V e)``, e the noise embedding."""
 
     first: eqx.nn.Linear
@@ -48,7 +48,7 @@ class ResidualMLP(eqx.Module):
 
     input: eqx.nn.Linear
     embedding: NoiseEmbedding
-    blocks: tuple[_Block, ...]
+    blocks: tuple[DenseBlock, ...]
     output: eqx.nn.Linear
     dim: int = eqx.field(static=True)
     width: int = eqx.field(static=True)
@@ -70,7 +70,7 @@ class ResidualMLP(eqx.Module):
         key_input, key_embedding, key_output, *keys = jr.split(key, 3 + depth)
         self.input = eqx.nn.Linear(dim, width, key=key_input)
         self.embedding = NoiseEmbedding(embedding_size, noise_range, key=key_embedding)
-        self.blocks = tuple(_Block(width, embedding_size, key=k) for k in keys)
+        self.blocks = tuple(DenseBlock(width, embedding_size, key=k) for k in keys)
         self.output = zeroed(eqx.nn.Linear(width, dim, key=key_output))
         self.dim, self.width, self.depth = dim, width, depth
 

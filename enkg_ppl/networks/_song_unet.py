@@ -32,13 +32,17 @@ def _groups(channels: int) -> int:
     return max(1, min(32, channels // 4))
 
 
-class _EncoderLevel(eqx.Module):
+class SongEncoderLevel(eqx.Module):
+    """A resolution on the way down: how it is entered, what comes from the image, and its blocks."""
+
     enter: Conv2d | ResidualBlock  # the stem at full resolution, a halving block below
     image: Linear | Conv2d | None  # from the image at this resolution to the features
     blocks: tuple[ResidualBlock, ...]
 
 
-class _DecoderLevel(eqx.Module):
+class SongDecoderLevel(eqx.Module):
+    """A resolution on the way up; at some, an image comes out."""
+
     enter: tuple[ResidualBlock, ...]  # the middle of the U at the lowest resolution, a doubling block above
     blocks: tuple[ResidualBlock, ...]
     norm: GroupNorm | None  # normalisation before `out`
@@ -75,8 +79,8 @@ class SongUNet(eqx.Module):
     """
 
     noise: NoiseMap
-    encoder_levels: tuple[_EncoderLevel, ...]
-    decoder_levels: tuple[_DecoderLevel, ...]
+    encoder_levels: tuple[SongEncoderLevel, ...]
+    decoder_levels: tuple[SongDecoderLevel, ...]
     shape: tuple[int, int, int] = eqx.field(static=True)
     width: int = eqx.field(static=True)
     multipliers: tuple[int, ...] = eqx.field(static=True)
@@ -192,7 +196,7 @@ class SongUNet(eqx.Module):
                 blocks.append(block(channels, width * multiplier, attention=attended[level]))
                 channels = width * multiplier
                 kept.append(channels)
-            down.append(_EncoderLevel(enter, image, tuple(blocks)))
+            down.append(SongEncoderLevel(enter, image, tuple(blocks)))
 
         up = []
         for level in reversed(range(levels)):
@@ -209,7 +213,7 @@ class SongUNet(eqx.Module):
             if level == 0 or decoder == "skip":
                 norm = GroupNorm(channels, groups=_groups(channels), eps=EPS)
                 out = Conv2d(channels, shape[0], 3, key=next(keys), gain=0, padding=padding)
-            up.append(_DecoderLevel(enter, tuple(blocks), norm, out))
+            up.append(SongDecoderLevel(enter, tuple(blocks), norm, out))
         self.encoder_levels, self.decoder_levels = tuple(down), tuple(up)
 
     def config(self) -> dict:

@@ -27,7 +27,7 @@ def _conv(inputs: int, outputs: int, padding: str, *, size: int = 3, stride: int
     return eqx.nn.Conv1d(inputs, outputs, size, stride, padding=size // 2, padding_mode=mode, key=key)
 
 
-class _Block(eqx.Module):
+class ConvBlock1d(eqx.Module):
     """Two convolutions with a residual connection; the noise embedding is added between them."""
 
     norm_first: eqx.nn.GroupNorm
@@ -65,11 +65,11 @@ class UNet1d(eqx.Module):
 
     embedding: NoiseEmbedding
     input: eqx.nn.Conv1d
-    down: tuple[tuple[_Block, ...], ...]
+    down: tuple[tuple[ConvBlock1d, ...], ...]
     shrink: tuple[eqx.nn.Conv1d, ...]
-    middle: _Block
+    middle: ConvBlock1d
     grow: tuple[eqx.nn.Conv1d, ...]
-    up: tuple[tuple[_Block, ...], ...]
+    up: tuple[tuple[ConvBlock1d, ...], ...]
     norm: eqx.nn.GroupNorm
     output: eqx.nn.Conv1d
     channels: int = eqx.field(static=True)
@@ -101,7 +101,7 @@ class UNet1d(eqx.Module):
         widths = [width * m for m in multipliers]
 
         def block(inputs, outputs):
-            return _Block(inputs, outputs, embedding_size, padding, key=next(keys))
+            return ConvBlock1d(inputs, outputs, embedding_size, padding, key=next(keys))
 
         self.embedding = NoiseEmbedding(embedding_size, noise_range, key=next(keys))
         self.input = _conv(channels, width, padding, key=next(keys))

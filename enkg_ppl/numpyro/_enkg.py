@@ -15,8 +15,9 @@ import jax.random as jr
 import numpy as np
 from numpyro.infer import MCMC
 
-from enkg_ppl._infer import Progress, infer
-from enkg_ppl.diagnostics._diagnose import Diagnostics
+from enkg_ppl._infer import RunProgress, infer
+from enkg_ppl._keywords import explain_keywords
+from enkg_ppl.diagnostics import Diagnostics
 from enkg_ppl.evaluation._black_box import BlackBoxError
 from enkg_ppl.evaluation._blocks import block_size
 from enkg_ppl.evaluation._ensembles import METHODS, EnsembleMethod, Meeting, run_ensembles
@@ -25,12 +26,12 @@ from enkg_ppl.evaluation._failure import MOST_CHECKS, Run, continue_run
 from enkg_ppl.evaluation._ledger import Ledger
 from enkg_ppl.guidance import Correction
 from enkg_ppl.numpyro._arguments import (
+    OF_MCMC,
     about_plates,
     as_typed_key,
     check_count,
     check_extra_fields,
     check_model,
-    refuse_unknown,
 )
 from enkg_ppl.numpyro._init import starting_points
 from enkg_ppl.numpyro._model import NumPyroModel
@@ -80,6 +81,7 @@ class EnKG(MCMC):
     Source: Zheng et al., arXiv 2409.20175 (guidance); the refinements have their own.
     """
 
+    @explain_keywords("EnKG", instead=OF_MCMC)
     def __init__(
         self,
         model: Callable,
@@ -94,10 +96,8 @@ class EnKG(MCMC):
         max_forward_evaluations: int | None = None,
         chunk_size: int | None = None,
         init: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
-        **unknown: Any,
     ):
         # MCMC.__init__ sets up chains of a kernel; there is none here, so it is not called.
-        refuse_unknown(unknown)
         check_model(model)
         least = 4 if refine is not None else 2
         check_count("num_particles", num_particles, least, "ensembles are split in two halves of at least 2 particles")
@@ -177,7 +177,7 @@ class EnKG(MCMC):
         ):
 
             def one(i: int, meeting: Meeting | None) -> Posterior:
-                progress = Progress(functools.partial(bar.guide, i), functools.partial(bar.refine, i))
+                progress = RunProgress(functools.partial(bar.guide, i), functools.partial(bar.refine, i))
                 own = evaluator.another(ledgers[i], meeting)
                 finished[i] = self._infer(jr.fold_in(rng_key, i), numpyro_model, problem, own, init, progress)
                 bar.done(i)
@@ -210,7 +210,7 @@ class EnKG(MCMC):
         problem: InverseProblem,
         evaluator: Evaluator,
         init: Ensemble | None,
-        progress: Progress,
+        progress: RunProgress,
     ) -> Posterior:
         """One ensemble: the guided flow, then the refinement."""
         if self.refine is None and not numpyro_model.guided:

@@ -12,8 +12,6 @@ from jaxtyping import Float
 from enkg_ppl.priors._base import CONDITIONAL_STEPS, CORRECTIONS, Prior
 from enkg_ppl.types import AnyArray, Key, Scalar, Vector
 
-Basis = Callable[[Float[AnyArray, " dim"]], Float[AnyArray, " dim"]]
-
 
 class _Matrix(eqx.Module):
     """Multiplication by a fixed matrix, as a pytree so that the matrix is data and not code."""
@@ -41,8 +39,8 @@ class GaussianPrior(Prior):
 
     mean: Float[AnyArray, " dim"]
     variances: Float[AnyArray, " dim"]
-    to_basis: Basis = _identity
-    from_basis: Basis = _identity
+    to_basis: Callable[[Vector], Vector] = _identity
+    from_basis: Callable[[Vector], Vector] = _identity
 
     def __check_init__(self):
         if self.mean.ndim != 1 or self.mean.shape != self.variances.shape:

@@ -129,50 +129,51 @@ class AdaptiveImportanceSampling(Refinement):
         init: Ensemble | None = None,
     ) -> Posterior:
         """See `Refinement.run`; `init`: latent vectors, shape (points, dim), to search for peaks from as well."""
-        attempt = self.attempt(
-            key, problem, num_particles=num_particles, evaluator=evaluator, progress=progress, init=init
+        made = attempt(
+            self, key, problem, num_particles=num_particles, evaluator=evaluator, progress=progress, init=init
         )
-        if attempt.posterior is None:
+        if made.posterior is None:
             raise ValueError(
                 "importance sampling found no point of finite likelihood to begin from: check the simulator and the "
                 "data, or leave refine at 'auto'"
             )
-        return attempt.posterior
+        return made.posterior
 
-    def attempt(
-        self,
-        key: Key,
-        problem,
-        *,
-        num_particles: int,
-        evaluator: Evaluator | None = None,
-        progress: Progress | None = None,
-        init: Ensemble | None = None,
-        only_if_sound: bool = False,
-        last_look: int = 0,
-    ) -> Attempt:
-        """As `run`, and whether the result can be trusted.
 
-        `only_if_sound`: whether to leave it where the search for modes has cast a doubt on whatever could follow.
-        `last_look`: evaluations to leave over where what is simulated is too much to be kept for the draws.
-        """
-        evaluate = evaluator or Evaluator(standardised(problem), block_size(num_particles))
-        before, failed_before = evaluate.count, evaluate.num_failed
-        dtype = np.dtype(problem.prior.location.dtype)
-        sampling = _Sampling(
-            self, host_rng(key), evaluate, Halves(problem.dim), dtype, num_particles, last_look, progress
-        )
-        known = None if init is None else encode_all(problem.prior, init, evaluate.batch_size)
-        found = sampling.search(known)
-        if found is None or not found.peaks or (only_if_sound and (found.rugged or not found.settled)):
-            return Attempt(None, False, found)
-        rounds = sampling.adapt(found)
-        if not rounds:
-            return Attempt(None, False, found)
-        posterior, fits = sampling.resampled(problem.prior, found, rounds)
-        posterior.num_forward_evaluations = evaluate.count - before
-        posterior.stats["num_failed"] = evaluate.num_failed - failed_before
-        return Attempt(posterior, fits, found)
+def attempt(
+    settings: AdaptiveImportanceSampling,
+    key: Key,
+    problem,
+    *,
+    num_particles: int,
+    evaluator: Evaluator | None = None,
+    progress: Progress | None = None,
+    init: Ensemble | None = None,
+    only_if_sound: bool = False,
+    last_look: int = 0,
+) -> Attempt:
+    """As `AdaptiveImportanceSampling.run`, and whether the result can be trusted.
+
+    `only_if_sound`: whether to leave it where the search for modes has cast a doubt on whatever could follow.
+    `last_look`: evaluations to leave over where what is simulated is too much to be kept for the draws.
+    """
+    evaluate = evaluator or Evaluator(standardised(problem), block_size(num_particles))
+    before, failed_before = evaluate.count, evaluate.num_failed
+    dtype = np.dtype(problem.prior.location.dtype)
+    sampling = _Sampling(
+        settings, host_rng(key), evaluate, Halves(problem.dim), dtype, num_particles, last_look, progress
+    )
+    known = None if init is None else encode_all(problem.prior, init, evaluate.batch_size)
+    found = sampling.search(known)
+    if found is None or not found.peaks or (only_if_sound and (found.rugged or not found.settled)):
+        return Attempt(None, False, found)
+    rounds = sampling.adapt(found)
+    if not rounds:
+        return Attempt(None, False, found)
+    posterior, fits = sampling.resampled(problem.prior, found, rounds)
+    posterior.num_forward_evaluations = evaluate.count - before
+    posterior.stats["num_failed"] = evaluate.num_failed - failed_before
+    return Attempt(posterior, fits, found)
 
 
 @dataclasses.dataclass

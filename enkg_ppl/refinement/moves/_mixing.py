@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import numpy as np
 from jaxtyping import Float
 
 from enkg_ppl.mixtures._fit import DFS, Shape, best_fit, fit
 from enkg_ppl.mixtures._student import Reference, labels, mean_log_prob
+from enkg_ppl.posterior import MovesRecord
 from enkg_ppl.refinement._target import Target
 from enkg_ppl.refinement.moves._jump_and_slice import jump, slice_move
 from enkg_ppl.refinement.moves._space import Group, Space
@@ -49,6 +51,10 @@ class Mixed:
     jump_acceptance: float
     fresh_acceptance: float
     out_of_budget: bool
+
+    def record(self) -> MovesRecord:
+        """The same for `Statistics`."""
+        return cast(MovesRecord, dataclasses.asdict(self))
 
 
 def mix(
