@@ -23,9 +23,9 @@ from enkg_ppl.evaluation._evaluator import Evaluator
 from enkg_ppl.likelihood import GaussianLikelihood
 from enkg_ppl.mixtures._fit import Shape, best_shape, fit
 from enkg_ppl.mixtures._student import Reference, gaussian, inflated, mean_log_prob
-from enkg_ppl.refinement import _mixing as mixing
 from enkg_ppl.refinement._linearised import linearised_reference
 from enkg_ppl.refinement._target import Start, Target
+from enkg_ppl.refinement.moves import _mixing as mixing
 from enkg_ppl.refinement.moves._jump_and_slice import jump, slice_move
 from enkg_ppl.refinement.moves._space import Group, Space, log_standard_normal
 

@@ -24,7 +24,7 @@ from jaxtyping import Float
 
 from enkg_ppl._types import AnyArray, Ensemble, Scalar, Vector
 from enkg_ppl.likelihood import Response
-from enkg_ppl.linearise._ridge import ridge_regression
+from enkg_ppl.linearise._ridge import affine_ridge
 
 MOST_GIVEN = 8
 LEAST_NOISE = 1e-12  # of the spread of a datum's predictions
@@ -98,7 +98,7 @@ def fit_conditional(
     used = np.flatnonzero(features.std(axis=0) > 0)
     columns = np.concatenate([u[:, rest], features[:, used]], axis=1)
     spread = columns.std(axis=0) + 1e-300
-    coefficients, intercept, unexplained = ridge_regression(columns / spread, prediction)
+    coefficients, intercept, unexplained = affine_ridge(columns / spread, prediction)
     coefficients = coefficients / spread
     slope, offset = np.zeros((prediction.shape[1], d)), np.zeros((1 + 2 * MOST_GIVEN, prediction.shape[1]))
     slope[:, rest], offset[0], offset[1 + used] = (

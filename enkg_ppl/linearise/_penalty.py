@@ -1,0 +1,86 @@
+"""Rules for the penalty of a ridge regression.
+
+With H(penalty) the matrix that takes the outputs to their fit, leaving out one row after the other costs nothing:
+its residual is that of the fit over ``1 - H_ii``, of which generalised cross-validation takes the mean over the rows.
+
+Sources: Hastie, Tibshirani & Friedman (2009), The Elements of Statistical Learning, eq. 7.64 (leave-one-out); Golub,
+Heath & Wahba (1979), Technometrics 21, eq. 1.4 (generalised cross-validation).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+# Penalties tried by `LeaveOneOut`, over the largest eigenvalue of X^T X; the smallest is set by rounding.
+LARGEST_PENALTY, NUM_PENALTIES = 1e2, 17
+# Penalties tried by `GeneralisedCrossValidation`, over the mean eigenvalue: smallest, largest, number.
+MEAN_PENALTIES = (1e-6, 1e2, 33)
+
+
+class Axes(NamedTuple):
+    """``X = scores axes^T`` in its principal axes.
+
+    `values`: squared lengths of the columns of `scores`, rising, shape (k,), k the smaller of rows and dim.
+    `scores`: shape (rows, k). `axes`: orthonormal columns, shape (dim, k).
+    """
+
+    values: Any
+    scores: Any
+    axes: Any
+
+
+def positive(a, xp: Any):
+    """Where there is nothing, 1 to divide by."""
+    return xp.where(a > 0, a, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class LeaveOneOut:
+    """The penalty with the smallest error of rows that are left out one at a time.
+
+    `centring`: the share that a row has in the mean that was taken off it, one over their number. Without it, fewer
+    rows than directions seem to be predicted perfectly by the others, as centred rows add up to zero.
+    """
+
+    centring: float = 0.0
+
+    def penalties(self, x: Axes, dtype, xp: Any):
+        largest = positive(x.values[-1], xp)
+        return largest * xp.geomspace(_floor(dtype, xp), LARGEST_PENALTY, NUM_PENALTIES, dtype=dtype)
+
+    def errors(self, x: Axes, Y, moments, penalty, xp: Any):
+        """Squared residuals of rows that were left out, summed; `moments`: ``scores^T Y``. Shape (m,)."""
+        inverse = 1 / (x.values + penalty)
+        residual = Y - x.scores @ (inverse[:, None] * moments)
+        leverage = self.centring + xp.sum(x.scores**2 * inverse[None], axis=1)
+        residual = residual / xp.maximum(1 - leverage, _floor(Y.dtype, xp))[:, None]
+        return xp.sum(residual**2, axis=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneralisedCrossValidation:
+    """As `LeaveOneOut`, all rows with the mean leverage: no row speaks for all, and the rows are not gone through."""
+
+    def penalties(self, x: Axes, dtype, xp: Any):
+        return positive(xp.mean(x.values), xp) * xp.geomspace(*MEAN_PENALTIES, dtype=dtype)
+
+    def errors(self, x: Axes, Y, moments, penalty, xp: Any):
+        """As those of `LeaveOneOut`, in as many operations as there are axes times data."""
+        rows, inverse = len(Y), 1 / (x.values + penalty)
+        explained = xp.sum(((1 + penalty * inverse) * inverse)[:, None] * moments**2, axis=0)
+        return (xp.sum(Y**2, axis=0) - explained) / (1 - xp.sum(x.values * inverse) / rows) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """`share` times the mean square of a row."""
+
+    share: float
+
+    def penalty(self, X, xp: Any):
+        return self.share * positive(xp.sum(X**2) / len(X), xp)
+
+
+def _floor(dtype, xp: Any):
+    return 100 * xp.finfo(dtype).eps
