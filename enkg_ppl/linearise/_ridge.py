@@ -32,9 +32,9 @@ def ridge(
 
 
 def affine_ridge(X: Float[np.ndarray, "rows dim"], Y: Float[np.ndarray, "rows m"]):
-    """Slope (m, dim), intercept (m,) and the variance (m,) that they leave, by generalised cross-validation, on the host.
+    """Slope (m, dim), intercept (m,) and what they leave (m,), by generalised cross-validation on the host.
 
-    The variance is what a new prediction is expected to miss, squared.
+    What they leave is the expected squared error of a new prediction.
     """
     centre, middle = X.mean(axis=0), Y.mean(axis=0)
     slope, error = _fit(X - centre, Y - middle, GeneralisedCrossValidation(), np)
