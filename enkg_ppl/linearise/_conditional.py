@@ -101,11 +101,8 @@ def fit_conditional(
     coefficients, intercept, unexplained = affine_ridge(columns / spread, prediction)
     coefficients = coefficients / spread
     slope, offset = np.zeros((prediction.shape[1], d)), np.zeros((1 + 2 * MOST_GIVEN, prediction.shape[1]))
-    slope[:, rest], offset[0], offset[1 + used] = (
-        coefficients[:, : len(rest)],
-        intercept,
-        coefficients[:, len(rest) :].T,
-    )
+    slope[:, rest], offset[0] = coefficients[:, : len(rest)], intercept
+    offset[1 + used] = coefficients[:, len(rest) :].T
     least = LEAST_NOISE * prediction.var(axis=0) + 1e-300
     log_noise = np.zeros_like(offset)
     design = np.concatenate([np.ones((len(u), 1)), features[:, used]], axis=1)

@@ -1,7 +1,6 @@
 """Rules for the penalty of a ridge regression.
 
-With H(penalty) the matrix that takes the outputs to their fit, leaving out one row after the other costs nothing:
-its residual is that of the fit over ``1 - H_ii``, of which generalised cross-validation takes the mean over the rows.
+Rows that are left out one at a time cost no further fit: what is missed of one is its residual over ``1 - leverage``.
 
 Sources: Hastie, Tibshirani & Friedman (2009), The Elements of Statistical Learning, eq. 7.64 (leave-one-out); Golub,
 Heath & Wahba (1979), Technometrics 21, eq. 1.4 (generalised cross-validation).
@@ -19,11 +18,7 @@ MEAN_PENALTIES = (1e-6, 1e2, 33)
 
 
 class Axes(NamedTuple):
-    """``X = scores axes^T`` in its principal axes.
-
-    `values`: squared lengths of the columns of `scores`, rising, shape (k,), k the smaller of rows and dim.
-    `scores`: shape (rows, k). `axes`: orthonormal columns, shape (dim, k).
-    """
+    """``X = scores axes^T``; `values`: squared lengths of the columns of `scores`, rising, as many as X has axes."""
 
     values: Any
     scores: Any
@@ -46,30 +41,29 @@ class LeaveOneOut:
     centring: float = 0.0
 
     def penalties(self, x: Axes, dtype, xp: Any):
-        largest = positive(x.values[-1], xp)
-        return largest * xp.geomspace(_floor(dtype, xp), LARGEST_PENALTY, NUM_PENALTIES, dtype=dtype)
+        smallest = 100 * xp.finfo(dtype).eps
+        return positive(x.values[-1], xp) * xp.geomspace(smallest, LARGEST_PENALTY, NUM_PENALTIES, dtype=dtype)
 
     def errors(self, x: Axes, Y, moments, penalty, xp: Any):
-        """Squared residuals of rows that were left out, summed; `moments`: ``scores^T Y``. Shape (m,)."""
+        """Squares of what is missed, summed over the rows; `moments`: ``scores^T Y``."""
         inverse = 1 / (x.values + penalty)
         residual = Y - x.scores @ (inverse[:, None] * moments)
         leverage = self.centring + xp.sum(x.scores**2 * inverse[None], axis=1)
-        residual = residual / xp.maximum(1 - leverage, _floor(Y.dtype, xp))[:, None]
+        residual = residual / xp.maximum(1 - leverage, 100 * xp.finfo(Y.dtype).eps)[:, None]
         return xp.sum(residual**2, axis=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class GeneralisedCrossValidation:
-    """As `LeaveOneOut`, all rows with the mean leverage: no row speaks for all, and the rows are not gone through."""
+    """As `LeaveOneOut`, every row with the mean leverage, for which the rows need not be gone through."""
 
     def penalties(self, x: Axes, dtype, xp: Any):
         return positive(xp.mean(x.values), xp) * xp.geomspace(*MEAN_PENALTIES, dtype=dtype)
 
     def errors(self, x: Axes, Y, moments, penalty, xp: Any):
-        """As those of `LeaveOneOut`, in as many operations as there are axes times data."""
-        rows, inverse = len(Y), 1 / (x.values + penalty)
+        inverse = 1 / (x.values + penalty)
         explained = xp.sum(((1 + penalty * inverse) * inverse)[:, None] * moments**2, axis=0)
-        return (xp.sum(Y**2, axis=0) - explained) / (1 - xp.sum(x.values * inverse) / rows) ** 2
+        return (xp.sum(Y**2, axis=0) - explained) / (1 - xp.sum(x.values * inverse) / len(Y)) ** 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +74,3 @@ class Fixed:
 
     def penalty(self, X, xp: Any):
         return self.share * positive(xp.sum(X**2) / len(X), xp)
-
-
-def _floor(dtype, xp: Any):
-    return 100 * xp.finfo(dtype).eps

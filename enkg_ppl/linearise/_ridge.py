@@ -41,7 +41,7 @@ def affine_ridge(X: Float[np.ndarray, "rows dim"], Y: Float[np.ndarray, "rows m"
     return slope.T, middle - slope.T @ centre, error
 
 
-def _fit(X, Y, rule, xp: Any):
+def _fit(X, Y, rule, xp: Any) -> tuple[Any, Any]:
     """The slope, and for every datum the rule's mean square of what it misses in other rows (None of a fixed one)."""
     if isinstance(rule, Fixed):
         return _solved(X, Y, rule.penalty(X, xp), xp), None

@@ -29,7 +29,7 @@ MAX_SHARE = 0.95
 MAX_SHIFT = 4.0
 # Differences of an output beyond this many times their median are cut.
 MAX_STEEPNESS = 5.0
-# Pairs that the slope is learnt from, and the ridge, in squared lengths of a typical pair.
+# Pairs that the slope is learnt from, and the penalty, in squared lengths of a typical pair.
 MAX_PAIRS = 1024
 RIDGE = 0.3
 # Directions that are kept, the best determined first: an ensemble does not tell more of them apart.

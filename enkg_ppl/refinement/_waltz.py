@@ -12,6 +12,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Float
 
+from enkg_ppl._checks import check_share, check_whole
 from enkg_ppl._types import Ensemble, Key
 from enkg_ppl.evaluation._blocks import block_size, in_blocks
 from enkg_ppl.evaluation._evaluator import Evaluator
@@ -87,12 +88,9 @@ class DiffusionWaltz(Refinement):
     num_draw_steps: int = eqx.field(static=True, default=8)
 
     def __check_init__(self):
-        for name in ("max_rounds", "steps_per_round", "num_draw_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"DiffusionWaltz needs {name} >= 1; got {name}={getattr(self, name)}")
-        for name in ("acceptance", "max_correlation", "min_drift_p"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"DiffusionWaltz needs 0 < {name} < 1; got {name}={getattr(self, name)}")
+        counts, shares = ("max_rounds", "steps_per_round"), ("acceptance", "max_correlation", "min_drift_p")
+        check_whole("DiffusionWaltz", **{name: getattr(self, name) for name in (*counts, "num_draw_steps")})
+        check_share("DiffusionWaltz", **{name: getattr(self, name) for name in shares})
         if not self.spread >= 0:
             raise ValueError(f"DiffusionWaltz needs spread >= 0; got spread={self.spread}")
 
