@@ -10,9 +10,9 @@ import abc
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
+from enkg_ppl._checks import check_share, check_whole
 from enkg_ppl.types import Scalar
 
 __all__ = ["Karras", "Schedule", "VarianceExploding", "VariancePreserving", "karras_levels"]
@@ -31,11 +31,6 @@ class Schedule(eqx.Module):
 def _check_range(name: str, low_name: str, low, high_name: str, high) -> None:
     if not 0 < low < high:
         raise ValueError(f"{name} needs 0 < {low_name} < {high_name}; got {low_name}={low}, {high_name}={high}")
-
-
-def _check_steps(name: str, num_steps: int, least: int = 1) -> None:
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int | np.integer) or num_steps < least:
-        raise ValueError(f"{name} needs a whole number num_steps >= {least}; got num_steps={num_steps!r}")
 
 
 def karras_levels(num_steps: int, sigma_min, sigma_max, rho: float) -> Float[Array, " num_steps"]:
@@ -62,7 +57,7 @@ class Karras(Schedule):
     rho: float = eqx.field(static=True, default=7.0)
 
     def __check_init__(self):
-        _check_steps("Karras", self.num_steps)
+        check_whole("Karras", num_steps=self.num_steps)
         _check_range("Karras", "sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
         if not self.rho > 0:
             raise ValueError(f"Karras needs rho > 0; got rho={self.rho}")
@@ -89,10 +84,9 @@ class VariancePreserving(Schedule):
     epsilon: float = 1e-3
 
     def __check_init__(self):
-        _check_steps("VariancePreserving", self.num_steps)
+        check_whole("VariancePreserving", num_steps=self.num_steps)
         _check_range("VariancePreserving", "beta_min", self.beta_min, "beta_max", self.beta_max)
-        if not 0 < self.epsilon < 1:
-            raise ValueError(f"VariancePreserving needs 0 < epsilon < 1; got epsilon={self.epsilon}")
+        check_share("VariancePreserving", epsilon=self.epsilon)
 
     def levels(self) -> Float[Array, " num_steps+1"]:
         t = jnp.linspace(1.0, self.epsilon, self.num_steps)
@@ -113,7 +107,7 @@ class VarianceExploding(Schedule):
     sigma_max: float | Scalar = 100.0
 
     def __check_init__(self):
-        _check_steps("VarianceExploding", self.num_steps)
+        check_whole("VarianceExploding", num_steps=self.num_steps)
         _check_range("VarianceExploding", "sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
 
     def levels(self) -> Float[Array, " num_steps+1"]:

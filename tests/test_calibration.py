@@ -679,7 +679,7 @@ def test_coverage_of_a_study_leaves_out_what_failed():
         ({"draws": np.zeros((4, 9, 2)), "truths": np.zeros((4, 2))}, "at least 10 data sets; got 4"),
         ({"draws": np.full((400, 9, 2), np.nan)}, "finite draws"),
         ({"level": 1.0}, "0 < level < 1; got level=1.0"),
-        ({"num_references": 0}, "num_references >= 1; got 0"),
+        ({"num_references": 0}, "num_references as a whole number >= 1; got 0"),
         ({"references": np.zeros((5, 2))}, "references of shape \\(400, 2\\)"),
     ],
 )

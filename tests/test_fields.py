@@ -10,7 +10,7 @@ from enkg_ppl import GaussianPrior, InverseProblem, KalmanCorrection, MixturePri
 from enkg_ppl.diagnostics._fields import EnsembleCheck, check_ensemble
 from enkg_ppl.guidance._gain import covariance_product
 from enkg_ppl.likelihood import GaussianLikelihood
-from enkg_ppl.linearise._ridge import ridge
+from enkg_ppl.linearise import LeaveOneOut, ridge
 from enkg_ppl.linearise._slope import learn, no_pairs
 
 SIDE, PARTICLES = 16, 32
@@ -128,12 +128,12 @@ def test_ridge_finds_a_linear_map_and_shrinks_noise():
     """Exact where rows suffice, from either side of the eigenproblem; nothing where outputs are noise."""
     keys = jr.split(jr.key(0), 4)
     X, A = jr.normal(keys[0], (60, 20)), jr.normal(keys[1], (20, 3))
-    np.testing.assert_allclose(ridge(X, X @ A), A, atol=1e-8)
+    np.testing.assert_allclose(ridge(X, X @ A, LeaveOneOut()), A, atol=1e-8)
     wide, B = X[:10, :5] @ X[:5], jr.normal(keys[2], (20, 2))  # 10 rows in 5 of 20 directions
-    np.testing.assert_allclose(wide @ ridge(wide, wide @ B), wide @ B, atol=1e-8)
+    np.testing.assert_allclose(wide @ ridge(wide, wide @ B, LeaveOneOut()), wide @ B, atol=1e-8)
     noise = jr.normal(keys[3], (60, 3))
     unpenalised = np.linalg.lstsq(X, noise, rcond=None)[0]
-    assert np.linalg.norm(X @ ridge(X, noise)) < 0.5 * np.linalg.norm(X @ unpenalised)
+    assert np.linalg.norm(X @ ridge(X, noise, LeaveOneOut())) < 0.5 * np.linalg.norm(X @ unpenalised)
 
 
 def test_pairs_of_earlier_levels_count():

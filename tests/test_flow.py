@@ -105,5 +105,5 @@ def test_bad_flows():
         FLOW.log_prob(Z[0], divergence="hutchinson")
     with pytest.raises(ValueError, match="'exact' or 'hutchinson'; got 'trace'"):
         FLOW.log_prob(Z[0], divergence="trace")
-    with pytest.raises(ValueError, match="num_steps >= 1"):
+    with pytest.raises(ValueError, match="num_steps as a whole number >= 1, or None"):
         Flow(MIXTURE, num_steps=0)

@@ -100,13 +100,13 @@ def test_features_tell_noise_levels_apart():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: ResidualMLP(0, key=KEY), "ResidualMLP needs dim >= 1; got dim=0"),
+        (lambda: ResidualMLP(0, key=KEY), "ResidualMLP needs dim as a whole number >= 1; got 0"),
         (lambda: ResidualMLP(2, embedding_size=3, key=KEY), "even size >= 2; got embedding_size=3"),
         (lambda: ResidualMLP(2, noise_range=(1, 0), key=KEY), r"low < high; got \(1, 0\)"),
         (lambda: CASES["mlp"][0](jnp.zeros(4), NOISE), r"events of 3 entries and got shape \(4,\).*make it with dim=4"),
-        (lambda: UNet1d(1, width=0, key=KEY), "UNet1d needs width >= 1; got width=0"),
+        (lambda: UNet1d(1, width=0, key=KEY), "UNet1d needs width as a whole number >= 1; got 0"),
         (lambda: UNet1d(1, multipliers=(), key=KEY), "multipliers >= 1, one a level"),
-        (lambda: UNet1d(1, padding="same", key=KEY), "padding 'zeros' or 'periodic'; got padding='same'"),
+        (lambda: UNet1d(1, padding="same", key=KEY), r"padding to be one of \('zeros', 'periodic'\); got 'same'"),
         (lambda: CASES["unet"][0](jnp.zeros((2, 7)), NOISE), r"divides by 2; got \(2, 7\): pad the series"),
     ],
 )

@@ -445,7 +445,11 @@ def network(x, noise):
         (lambda: prior_of("edm", shift=np.zeros((1, 2))), ValueError, "shift to broadcast"),
         (lambda: prior_of("edm", sigma_min=2.0, sigma_max=1.0), ValueError, "0 < sigma_min < sigma_max; got"),
         (lambda: prior_of("edm", sigma_min=-1.0), ValueError, "0 < sigma_min < sigma_max; got sigma_min=-1.0"),
-        (lambda: prior_of("edm", chunk_size=0), ValueError, "chunk_size >= 1, or None for all; got chunk_size=0"),
+        (
+            lambda: prior_of("edm", chunk_size=0),
+            ValueError,
+            "chunk_size as a whole number >= 1, or None for all; got 0",
+        ),
         (lambda: prior_of("edm", dtype="int8"), ValueError, "dtype as one of bfloat16"),
         (lambda: prior_of("edm", record={"a": {1, 2}}), TypeError, r"record\['a'\] holds set, which has no place"),
     ],

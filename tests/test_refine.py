@@ -328,9 +328,9 @@ def test_zero_likelihood_regions_are_left():
     [
         ({"target_ess": (1.0, 0.2)}, r"0 < target_ess < 1, two of them; got target_ess=.1.0, 0.2"),
         ({"target_ess": 0.5}, "target_ess as a tuple of two numbers; got target_ess=0.5"),
-        ({"num_components": 0}, "num_components >= 1"),
+        ({"num_components": 0}, "num_components as a whole number >= 1"),
         ({"prior_share": (0.2, 0.0)}, "0 < prior_share < 1"),
-        ({"num_scouts": 3}, "num_scouts >= 4; got 3"),
+        ({"num_scouts": 3}, "num_scouts as a whole number >= 4, or None; got 3"),
     ],
 )
 def test_bad_settings(bad, words):

@@ -37,7 +37,7 @@ def test_variance_exploding_formula():
     ("make", "words"),
     [
         (lambda: Karras(10, 2.0, 1.0), r"Karras needs 0 < sigma_min < sigma_max; got sigma_min=2.0, sigma_max=1.0"),
-        (lambda: Karras(0), r"Karras needs a whole number num_steps >= 1; got num_steps=0"),
+        (lambda: Karras(0), r"Karras needs num_steps as a whole number >= 1; got 0"),
         (lambda: Karras(10, rho=0.0), r"Karras needs rho > 0"),
         (lambda: VarianceExploding(10, sigma_min=-1.0), r"VarianceExploding needs 0 < sigma_min"),
         (lambda: VariancePreserving(10, epsilon=2.0), r"VariancePreserving needs 0 < epsilon < 1"),

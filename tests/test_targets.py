@@ -14,6 +14,7 @@ from scipy.special import expit
 
 pytest.importorskip("sklearn", reason="needs the extra 'validation'")
 
+from enkg_ppl import calibration
 from enkg_ppl.numpyro._model import NumPyroModel
 from validation import metrics
 from validation.posteriors import _parallel_tempering as tempering
@@ -151,7 +152,7 @@ def test_field_posterior():
     truth, problem = target.truth(), target.problem()
     pull = jax.grad(lambda x: problem.prior.log_prob(x) + problem.log_likelihood(x))
     assert np.linalg.norm(pull(jnp.asarray(truth.mean))) < 1e-5 * np.linalg.norm(pull(jnp.zeros(1024)))
-    spread = metrics.spread_skill_ratio(truth.draws, truth.simulated_from)
+    spread = calibration.spread_skill_ratio(truth.draws, truth.simulated_from)
     assert 0.8 < spread < 1.25
     ratio = truth.draws.var(axis=0, ddof=1).sum() / np.sum(truth.sd**2)
     assert ratio == pytest.approx(1.0, abs=0.05)

@@ -266,7 +266,7 @@ def test_attention_is_where_it_was_asked_for():
         (SongUNet, {"shape": (1, 32, 32), "attention_resolutions": (12,)}, "[32, 16, 8]; got [12]"),
         (SongUNet, {"shape": (1, 32, 32), "padding": "reflect"}, "padding"),
         (SongUNet, {"shape": (1, 32, 32), "width": 30}, "width divisible by 4"),
-        (SongUNet, {"shape": (1, 32, 32), "num_blocks": 0}, "num_blocks >= 1"),
+        (SongUNet, {"shape": (1, 32, 32), "num_blocks": 0}, "num_blocks as a whole number >= 1"),
         (SongUNet, {"shape": (1, 32, 32), "multipliers": ()}, "multipliers >= 1"),
         (SongUNet, {"shape": (1, 32, 32), "resample_filter": (1, 2, 1)}, "even number of taps"),
         (ADMUNet, {"shape": (1, 30, 32)}, "divisible by 4"),

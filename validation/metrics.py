@@ -174,34 +174,6 @@ def relative_l2(estimate: Float[ArrayLike, " dim"], truth: Float[ArrayLike, " di
     return float(np.linalg.norm(np.asarray(estimate, float) - truth) / np.linalg.norm(truth))
 
 
-def spread_skill_ratio(draws: Draws, truth: Float[ArrayLike, " dim"]) -> float:
-    """Spread of an ensemble over the error of its mean; 1 is right on average, below is overconfident.
-
-    ``sqrt((J + 1) / J * mean_j ||x_j - mean||^2 / ||mean - truth||^2)`` with the unbiased variance; `truth` is what
-    the data were simulated from.
-    Source: Fortin et al., J. Hydrometeorol. 15 (2014) 1708-1713.
-    """
-    draws = np.asarray(draws, float)
-    num_draws = len(draws)
-    spread = draws.var(axis=0, ddof=1).sum() * (num_draws + 1) / num_draws
-    return float(np.sqrt(spread) / np.linalg.norm(draws.mean(axis=0) - truth))
-
-
-def crps(draws: Draws, truth: Float[ArrayLike, " dim"]) -> float:
-    """Continuous ranked probability score, mean over the scalars, in their units; smaller is better.
-
-    `truth` is what the data were simulated from. The estimator does not reward small ensembles and takes
-    memory in proportion to the draws (probability-weighted moments).
-    Source: Gneiting & Raftery, J. Am. Stat. Assoc. 102 (2007) 359-378.
-    """
-    import scoringrules
-
-    scores = scoringrules.crps_ensemble(
-        np.asarray(truth, float), np.asarray(draws, float), m_axis=0, estimator="pwm", backend="numpy"
-    )
-    return float(np.mean(np.asarray(scores)))
-
-
 def _error(errors: Float[np.ndarray, " dim"]) -> Error:
     return Error(float(np.max(np.abs(errors))), float(np.sqrt(np.mean(errors**2))))
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from numpyro import handlers
 
+from enkg_ppl import calibration
 from validation import metrics
 from validation.compare import scalars
 from validation.target import Draws, Target, Truth
@@ -103,7 +104,10 @@ def score(target: Target, truth: Truth, draws: Draws, log_evidence: float | None
 
 def _against(unknowns: Float[np.ndarray, " dim"], draws: Draws) -> dict[str, float]:
     """What only needs the unknowns that the data were simulated from."""
-    return {"ssr": metrics.spread_skill_ratio(draws, unknowns), "crps": metrics.crps(draws, unknowns)}
+    return {
+        "ssr": calibration.spread_skill_ratio(draws, unknowns),
+        "crps": float(np.mean(calibration.crps(draws, unknowns))),
+    }
 
 
 def scalar_names(target: Target, dim: int) -> list[str]:

@@ -7,7 +7,6 @@ import hashlib
 import inspect
 import json
 import math
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -16,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from enkg_ppl._files import replacing
 from validation.methods import Method
 from validation.target import Draws, Target, Truth
 
 # What a truth may hold besides its draws.
 ARRAYS = ("mean", "sd", "masses", "simulated_from")
 ROOT = Path(__file__).resolve().parents[1]
+SCORING = ("validation/metrics.py", "validation/scoring.py", "enkg_ppl/calibration/_scores.py")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +146,7 @@ def run_key(target: Target, method: Method, settings: Settings) -> str:
 
 def score_key(target: Target) -> str:
     """Changes when the code that judges a run changes, or that of the truth does."""
-    return fingerprint([ROOT / "validation" / name for name in ("metrics.py", "scoring.py")] + _target_sources(target))
+    return fingerprint([ROOT / name for name in SCORING] + _target_sources(target))
 
 
 def _target_sources(target: Target) -> list[Path]:
@@ -205,10 +206,5 @@ def _plain(value: Any) -> Any:
 
 def atomic(path: Path, write: Callable[[Any], Any]) -> None:
     """Under another name first, so that an interruption leaves the old file or the new one."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            write(file)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as beside, beside.open("wb") as file:
+        write(file)

@@ -12,6 +12,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import ArrayLike, Float, Int
 
+from enkg_ppl._checks import check_share, check_whole
 from enkg_ppl.calibration._result import SBC
 
 
@@ -80,8 +81,7 @@ def coverage(
     study kept no draws.
     """
     x, t = _draws_and_truths(draws, truths)
-    if not 0 < level < 1:
-        raise ValueError(f"coverage needs 0 < level < 1; got level={level}")
+    check_share("coverage", level=level)
     rng = np.random.default_rng(seed)
     points = _references(references, num_references, t, rng)
     scale = np.subtract(*np.quantile(t, [0.75, 0.25], axis=0))
@@ -131,8 +131,7 @@ def _draws_and_truths(draws, truths):
 def _references(references, num_references: int, t, rng) -> Float[np.ndarray, "references datasets dim"]:
     n = len(t)
     if references is None:
-        if num_references < 1:
-            raise ValueError(f"coverage needs num_references >= 1; got {num_references}")
+        check_whole("coverage", num_references=num_references)
         # Another data set's truth: a shift by 1..n-1 places never lands on one's own.
         others = (np.arange(n) + rng.integers(1, n, size=(num_references, n))) % n
         return t[others]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from enkg_ppl._files import replacing, shown
 
 FORMAT = 2
 PENDING, DONE, FAILED = 0, 1, 2
@@ -84,8 +85,7 @@ def load(path: Path, study: dict[str, Any]) -> State | None:
         if stored.get(name) != study.get(name):
             old, new = _differing(stored.get(name), study.get(name))
             raise ValueError(
-                f"{path} holds another study, with {name} = {_short(old)} where {_short(new)} was asked for: "
-                f"{elsewhere}"
+                f"{path} holds another study, with {name} = {shown(old)} where {shown(new)} was asked for: {elsewhere}"
             )
     failures = {int(i): text for i, text in messages["failures"].items()}
     warnings = {int(i): texts for i, texts in messages["warnings"].items()}
@@ -96,29 +96,12 @@ def load(path: Path, study: dict[str, Any]) -> State | None:
 
 def save(path: Path, study: dict[str, Any], state: State) -> None:
     """Write the file in one step: a run that is killed leaves the old file or the new one."""
-    messages = json.dumps(
-        {
-            "failures": state.failures,
-            "warnings": state.warnings,
-            "witness": list(state.witness),
-            "witness_row": state.witness_row,
-        }
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    messages = {name: getattr(state, name) for name in ("failures", "warnings", "witness_row")}
+    messages["witness"] = list(state.witness)
     arrays: dict[str, Any] = {name: getattr(state, name) for name in _ARRAYS}
     arrays |= {f"{_WITNESS}{i}": value for i, value in enumerate(state.witness.values())}
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            np.savez(
-                file,
-                study=np.array(json.dumps(study)),
-                messages=np.array(messages),
-                **arrays,
-            )
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as beside, beside.open("wb") as file:
+        np.savez(file, study=np.array(json.dumps(study)), messages=np.array(json.dumps(messages)), **arrays)
 
 
 def _differing(old: Any, new: Any) -> tuple[Any, Any]:
@@ -127,8 +110,3 @@ def _differing(old: Any, new: Any) -> tuple[Any, Any]:
         return old, new
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     return {name: old.get(name) for name in names}, {name: new.get(name) for name in names}
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 120 else text[:117] + "..."

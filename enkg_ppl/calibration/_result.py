@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from enkg_ppl._checks import check_share
 from enkg_ppl.calibration._ecdf import Bands, bands, below, p_value
 from enkg_ppl.calibration._plot import plot_ecdf_difference
 from enkg_ppl.numpyro._renamed import new_names, renamed, what_was_renamed
@@ -74,8 +75,7 @@ class SBC:
 
         Raises `ValueError` for a level outside (0, 1).
         """
-        if not 0 < level < 1:
-            raise ValueError(f"ecdf_bands needs 0 < level < 1; got level={level}")
+        check_share("ecdf_bands", level=level)
         return bands(len(self._ranks()), self.num_draws, float(level))
 
     def inside(self, level: float = 0.95, *, jointly: bool = False) -> dict[str, bool]:

@@ -22,6 +22,7 @@ from numpyro.diagnostics import effective_sample_size
 from numpyro.infer import MCMC
 from tqdm import tqdm
 
+from enkg_ppl._checks import check_whole
 from enkg_ppl.calibration._compiled import CompiledMCMC
 from enkg_ppl.calibration._file import DONE, FAILED, PENDING, State, load, save
 from enkg_ppl.calibration._identity import identity
@@ -79,8 +80,7 @@ def sbc(
     Raises `ModelError` for a model that cannot be simulated, `TypeError` for an inference that cannot run, `ValueError`
     for a file of another study and for numbers that make no sense, `RuntimeError` where the first runs all fail.
     """
-    _check_count("num_datasets", num_datasets)
-    _check_count("num_draws", num_draws)
+    check_whole("sbc", num_datasets=num_datasets, num_draws=num_draws)
     if not isinstance(rng_key, jax.Array | np.ndarray):
         raise TypeError(f"sbc needs rng_key as jax.random.key(0) gives it; got {rng_key!r}")
     prior = PriorPredictive(model, args, kwargs or {}, data)
@@ -297,11 +297,6 @@ def _ranked_sites(prior: PriorPredictive, sites: Sequence[str] | None) -> dict[s
     if not sites:
         raise ValueError("sites is empty: name at least one, or leave it out for all latent sites")
     return {site: known[site] for site in sites}
-
-
-def _check_count(name: str, value) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"sbc needs {name} as a whole number >= 1; got {value!r}")
 
 
 class _own_bar_off:

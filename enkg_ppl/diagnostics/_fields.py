@@ -16,7 +16,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from enkg_ppl._special import gammainc, gammaincc
-from enkg_ppl.linearise._ridge import ridge
+from enkg_ppl.linearise import LeaveOneOut, ridge, typical_noise
 from enkg_ppl.posterior import Statistics
 
 # Spread of the draws over what the slope implies, as variances. Sampling and a slope that bends move it by a third.
@@ -180,6 +180,7 @@ def check_ensemble(
     these draws, which tells little where they are fewer than unknowns.
     Particles whose simulation is not finite make every figure NaN or infinite, and so a warning.
     """
+    root = np.sqrt(typical_noise(np.asarray(noise)))
     x, prediction, observation, noise = (np.asarray(a, float) for a in (x, prediction, observation, noise))
     m = prediction.shape[1]
     noise_spread = _noise_spread(noise)
@@ -188,10 +189,9 @@ def check_ensemble(
         noise_spread = noise_spread if np.isfinite(noise_spread) else 0.0
         return EnsembleCheck(np.inf, 0.0, np.nan, np.nan, np.inf, noise_spread, has_spreads=prior_draws is not None)
     tail = float(min(gammainc(m / 2, chi2 * m / 2), gammaincc(m / 2, chi2 * m / 2)))
-    root = np.sqrt(np.median(noise, axis=0))
     r, q = (a - a.mean(axis=0) for a in (x, prediction / root))
     A = (
-        np.asarray(ridge(jnp.asarray(r), jnp.asarray(q), 1 / len(r)))
+        np.asarray(ridge(jnp.asarray(r), jnp.asarray(q), LeaveOneOut(1 / len(r))))
         if slope is None
         else np.asarray(slope, float) / root
     )

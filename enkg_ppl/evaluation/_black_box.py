@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from enkg_ppl._checks import whole_shape
 from enkg_ppl._keywords import explain_keywords
 from enkg_ppl.evaluation._failure import (
     HOPELESS,
@@ -457,13 +458,13 @@ def _agree(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def _as_shape(shape) -> tuple[int, ...]:
-    shape = (shape,) if isinstance(shape, int | np.integer) else shape
-    if not isinstance(shape, tuple | list) or not all(isinstance(n, int | np.integer) and n >= 0 for n in shape):
+    found = whole_shape(shape, 0)
+    if found is None:
         raise ValueError(
             "blackbox needs shape as a tuple of whole numbers, for one particle, or a function of the arguments that "
             f"returns one; got {shape!r}"
         )
-    return tuple(int(n) for n in shape)
+    return found
 
 
 def _filler(dtype):

@@ -40,11 +40,13 @@ def ensemble_forward(forward, x: Ensemble, chunk_size: int | None = None) -> Ens
     Floats that a failed simulation went into are NaN, even where it returns whole numbers.
     """
     forward = poisoned(forward)
-    if chunk_size is None:
-        return jax.vmap(forward)(x)
-    if chunk_size < 1:
+    check_chunk_size(chunk_size)
+    return jax.vmap(forward)(x) if chunk_size is None else jax.lax.map(forward, x, batch_size=chunk_size)
+
+
+def check_chunk_size(chunk_size: int | None) -> None:
+    if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1 particle, or None for all at once; got {chunk_size}")
-    return jax.lax.map(forward, x, batch_size=chunk_size)
 
 
 def ensemble_response(problem: InverseProblem, x: Ensemble, chunk_size: int | None = None) -> Response:
@@ -156,8 +158,7 @@ class Evaluator:
         self.meeting: Meeting | None = None
         self._kept: list[tuple[Ensemble, Response]] = []
         self.first_simulated: tuple[Ensemble, Response] | None = None  # by `response`: the guided flow's prior draws
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1 particle, or None for all at once; got {chunk_size}")
+        check_chunk_size(chunk_size)
         dtype = problem.prior.location.dtype
         program = jax.make_jaxpr(problem.forward)(jax.ShapeDtypeStruct((problem.dim,), dtype))
         self.on_host = calls_host(program)

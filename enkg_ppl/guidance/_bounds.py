@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from enkg_ppl.likelihood import Response
+from enkg_ppl.linearise import is_known, typical_noise
 
 # Largest number of anything in units of the noise, and of a ratio of noises: its square is far from overflow.
 MOST = 1e10
@@ -40,18 +41,17 @@ def bounded(responses: Response) -> Bounded:
     prediction, observation, noise = responses
     limits = jnp.finfo(prediction.dtype)
     usable = jnp.all(jnp.isfinite(prediction) & jnp.isfinite(observation), axis=1)
-    # The smallest number there is stands for zero (`gaussian_response`).
-    positive = usable[:, None] & jnp.isfinite(noise) & (noise > limits.tiny)
-    numbers = jnp.stack([jnp.where(usable[:, None], prediction, jnp.nan), jnp.where(positive, noise, jnp.nan)])
+    gamma = typical_noise(noise, usable, jnp)
+    numbers = jnp.where(usable[:, None], prediction, jnp.nan)
     quartiles = jnp.array([0.25, 0.5, 0.75], prediction.dtype)
-    low, middle, high = jnp.nanquantile(numbers, quartiles, axis=1, method="midpoint")
-    gamma = jnp.where(jnp.isfinite(middle[1]), middle[1], 1.0)
-    reach = limits.eps**-0.75 * jnp.fmax(high[0] - low[0], jnp.sqrt(gamma))
+    low, middle, high = jnp.nanquantile(numbers, quartiles, axis=0, method="midpoint")
+    reach = limits.eps**-0.75 * jnp.fmax(high - low, jnp.sqrt(gamma))
     most = float(limits.max) ** 0.75
-    centre = jnp.where(jnp.isfinite(middle[0]), middle[0], 0.0)[None]
+    centre = jnp.where(jnp.isfinite(middle), middle, 0.0)[None]
     prediction = jnp.clip(jnp.clip(prediction, centre - reach[None], centre + reach[None]), -most, most)
     gamma = jnp.maximum(gamma, (limits.eps * _spread(prediction, usable)) ** 2)
-    relative = jnp.nanmedian(jnp.where(positive, noise / gamma[None], jnp.nan), axis=1)
+    known = usable[:, None] & is_known(noise, jnp)
+    relative = jnp.nanmedian(jnp.where(known, noise / gamma[None], jnp.nan), axis=1)
     relative = jnp.where(jnp.isnan(relative), 1.0, jnp.clip(relative, 1 / MOST, MOST))
     return Bounded(usable, prediction, gamma, relative, reach)
 

@@ -9,6 +9,7 @@ import jax.random as jr
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from enkg_ppl._checks import check_whole
 from enkg_ppl.evaluation._evaluator import Respond
 from enkg_ppl.guidance._base import Correction, Level
 from enkg_ppl.likelihood import Response
@@ -50,8 +51,7 @@ class PublishedCorrection(Correction):
     def __check_init__(self):
         if not self.guidance_scale > 0:
             raise ValueError(f"PublishedCorrection needs guidance_scale > 0; got {self.guidance_scale}")
-        if self.num_updates < 1:
-            raise ValueError(f"PublishedCorrection needs num_updates >= 1; got {self.num_updates}")
+        check_whole("PublishedCorrection", num_updates=self.num_updates)
 
     def default_schedule(self, problem: InverseProblem) -> Karras:
         return Karras(80, 0.002, 80.0, 7.0)

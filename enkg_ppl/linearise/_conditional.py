@@ -23,7 +23,7 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Float
 
 from enkg_ppl.likelihood import Response
-from enkg_ppl.linearise._ridge import ridge_regression
+from enkg_ppl.linearise._ridge import affine_ridge
 from enkg_ppl.types import AnyArray, Ensemble, Scalar, Vector
 
 MOST_GIVEN = 8
@@ -98,14 +98,11 @@ def fit_conditional(
     used = np.flatnonzero(features.std(axis=0) > 0)
     columns = np.concatenate([u[:, rest], features[:, used]], axis=1)
     spread = columns.std(axis=0) + 1e-300
-    coefficients, intercept, unexplained = ridge_regression(columns / spread, prediction)
+    coefficients, intercept, unexplained = affine_ridge(columns / spread, prediction)
     coefficients = coefficients / spread
     slope, offset = np.zeros((prediction.shape[1], d)), np.zeros((1 + 2 * MOST_GIVEN, prediction.shape[1]))
-    slope[:, rest], offset[0], offset[1 + used] = (
-        coefficients[:, : len(rest)],
-        intercept,
-        coefficients[:, len(rest) :].T,
-    )
+    slope[:, rest], offset[0] = coefficients[:, : len(rest)], intercept
+    offset[1 + used] = coefficients[:, len(rest) :].T
     least = LEAST_NOISE * prediction.var(axis=0) + 1e-300
     log_noise = np.zeros_like(offset)
     design = np.concatenate([np.ones((len(u), 1)), features[:, used]], axis=1)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from enkg_ppl.linearise._penalty import positive
 from enkg_ppl.priors import Grid
 
 # Width over which squares are smoothed, in points of the grid, and what any entry is expected to have at least, over
@@ -44,8 +45,7 @@ def expected_variances(grid: Grid, slope: Float[Array, "dim m"]) -> Float[Array,
 
 
 def _largest(a: Float[Array, "dim m"]) -> Float[Array, "1 m"]:
-    most = jnp.max(a, axis=0, keepdims=True)
-    return jnp.where(most > 0, most, 1.0)
+    return positive(jnp.max(a, axis=0, keepdims=True), jnp)
 
 
 def local_ridge(
@@ -66,7 +66,7 @@ def local_ridge(
     # Every column is a problem of its own, and all penalties' columns go through the same products.
     root, Y = jnp.tile(jnp.sqrt(variances), (1, k)), jnp.tile(Y, (1, k))
     unit = jnp.sum(X**2, axis=0) @ variances / num_rows
-    ridge = jnp.outer(jnp.asarray(PENALTIES, X.dtype), jnp.where(unit > 0, unit, 1.0)).reshape(1, -1)
+    ridge = jnp.outer(jnp.asarray(PENALTIES, X.dtype), positive(unit, jnp)).reshape(1, -1)
     start = jnp.moveaxis(starts, 0, 1).reshape(len(root), k * m)
     b = start / root
     residual = root * (X.T @ (Y - X @ start)) - ridge * b
@@ -75,14 +75,10 @@ def local_ridge(
     def step(_, state):
         b, residual, direction, size = state
         image = root * (X.T @ (X @ (root * direction))) + ridge * direction
-        length = size / _positive(jnp.sum(direction * image, axis=0))
+        length = size / positive(jnp.sum(direction * image, axis=0), jnp)
         b, residual = b + length[None] * direction, residual - length[None] * image
         new = jnp.sum(residual**2, axis=0)
-        return b, residual, residual + (new / _positive(size))[None] * direction, new
+        return b, residual, residual + (new / positive(size, jnp))[None] * direction, new
 
     found = root * jax.lax.fori_loop(0, NUM_STEPS, step, (b, residual, residual, size))[0]
     return jnp.moveaxis(found.reshape(len(root), k, m), 1, 0)
-
-
-def _positive(a):
-    return jnp.where(a > 0, a, 1.0)

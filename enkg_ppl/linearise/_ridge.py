@@ -1,81 +1,87 @@
-"""Ridge regression of a simulator's outputs on its inputs."""
+"""Ridge regression of a simulator's outputs on its inputs, in JAX (also while it is traced) or in NumPy.
+
+The guided flow is one compiled program and takes `jax.numpy`; the refinements work on the host, where every new shape
+would be compiled, and take NumPy. What differs between uses is the rule for the penalty alone (`_penalty`).
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-# Penalties tried, over the largest eigenvalue of the draws' second moments; the smallest is set by rounding.
-LARGEST_PENALTY, NUM_PENALTIES = 1e2, 17
-RIDGES = np.geomspace(1e-6, 1e2, 33)  # times the mean eigenvalue of the Gram matrix
+from enkg_ppl.linearise._penalty import Axes, Fixed, GeneralisedCrossValidation, LeaveOneOut, positive
+from enkg_ppl.types import AnyArray
 
 
-def ridge(X: Float[Array, "rows dim"], Y: Float[Array, "rows m"], centring: float = 0.0) -> Float[Array, "dim m"]:
-    """``argmin_A ||Y - X A||^2 + penalty ||A||^2`` with the penalty of the smallest leave-one-out error.
+def ridge(
+    X: Float[AnyArray, "rows dim"],
+    Y: Float[AnyArray, "rows m"],
+    rule: LeaveOneOut | GeneralisedCrossValidation | Fixed,
+    xp: Any = jnp,
+) -> Any:
+    """``argmin_A ||Y - X A||^2 + penalty ||A||^2``, shape (dim, m), with the penalty that `rule` chooses.
 
-    `centring`: the share that a row has in the mean that was taken off it, one over their number. Without it, fewer
-    rows than directions seem to be predicted perfectly by the others, as centred rows add up to zero.
-    One eigendecomposition, of the smaller of ``X X^T`` and ``X^T X``, serves all penalties and the leverages.
-    The error is summed over the data, each in units of its own mean square.
-
-    Source: Hastie, Tibshirani & Friedman (2009), The Elements of Statistical Learning, eq. 7.64 (leave-one-out).
+    `xp`: `jax.numpy` or `numpy`, which the arrays belong to. No matrix has two sides of the longer of rows and dim.
     """
-    floor = 100 * jnp.finfo(X.dtype).eps
-    unit = power_of_two(jnp.max(jnp.abs(Y), axis=0))[None]
-    Y = Y / unit  # so that squares neither overflow nor vanish; no digit is lost
-    if X.shape[0] <= X.shape[1]:
-        values, U = jnp.linalg.eigh(X @ X.T)
-        values = jnp.maximum(values, 0.0)
-        scores = U * jnp.sqrt(values)[None]  # X in its principal axes
-        kept = values > floor * values[-1]
-        axes = X.T @ (U * jnp.where(kept, 1 / jnp.sqrt(jnp.where(kept, values, 1.0)), 0.0)[None])
-    else:
-        values, axes = jnp.linalg.eigh(X.T @ X)
-        values = jnp.maximum(values, 0.0)
-        scores = X @ axes
-    largest = jnp.where(values[-1] > 0, values[-1], 1.0)
-    moments = scores.T @ Y
-    size = jnp.sum(Y**2, axis=0)
-    size = jnp.where(size > 0, size, 1.0)
-
-    def error(penalty):
-        inverse = 1 / (values + penalty)
-        residual = Y - scores @ (inverse[:, None] * moments)
-        leverage = centring + jnp.sum(scores**2 * inverse[None], axis=1)
-        residual = residual / jnp.maximum(1 - leverage, floor)[:, None]
-        return jnp.sum(jnp.sum(residual**2, axis=0) / size)
-
-    penalties = largest * jnp.geomspace(floor, LARGEST_PENALTY, NUM_PENALTIES, dtype=X.dtype)
-    penalty = penalties[jnp.argmin(jax.lax.map(error, penalties))]
-    return axes @ (moments / (values + penalty)[:, None]) * unit
+    unit = power_of_two(xp.max(xp.abs(Y), axis=0), xp)[None]
+    return _fit(X, Y / unit, rule, xp)[0] * unit  # so that squares neither overflow nor vanish; no digit is lost
 
 
-def power_of_two(a: Float[Array, " m"]) -> Float[Array, " m"]:
+def affine_ridge(X: Float[np.ndarray, "rows dim"], Y: Float[np.ndarray, "rows m"]):
+    """Slope (m, dim), intercept (m,) and what they leave (m,), by generalised cross-validation on the host.
+
+    What they leave is the expected squared error of a new prediction.
+    """
+    centre, middle = X.mean(axis=0), Y.mean(axis=0)
+    slope, error = _fit(X - centre, Y - middle, GeneralisedCrossValidation(), np)
+    return slope.T, middle - slope.T @ centre, error
+
+
+def _fit(X, Y, rule, xp: Any) -> tuple[Any, Any]:
+    """The slope, and for every datum the rule's mean square of what it misses in other rows (None of a fixed one)."""
+    if isinstance(rule, Fixed):
+        return _solved(X, Y, rule.penalty(X, xp), xp), None
+    x = _principal_axes(X, xp)
+    moments = x.scores.T @ Y
+    size = positive(xp.sum(Y**2, axis=0), xp)
+
+    def loss(penalty):
+        """Summed over the data, each in units of its own mean square."""
+        return xp.sum(rule.errors(x, Y, moments, penalty, xp) / size)
+
+    penalties = rule.penalties(x, X.dtype, xp)
+    losses = jax.lax.map(loss, penalties) if xp is jnp else np.array([loss(penalty) for penalty in penalties])
+    penalty = penalties[xp.argmin(losses)]
+    slope = x.axes @ (moments / (x.values + penalty)[:, None])
+    return slope, rule.errors(x, Y, moments, penalty, xp) / len(X)
+
+
+def _principal_axes(X, xp: Any) -> Axes:
+    """By one eigendecomposition, of the smaller of ``X X^T`` and ``X^T X``; it serves all penalties."""
+    if X.shape[0] > X.shape[1]:
+        values, axes = xp.linalg.eigh(X.T @ X)
+        return Axes(xp.maximum(values, 0.0), X @ axes, axes)
+    values, U = xp.linalg.eigh(X @ X.T)
+    values = xp.maximum(values, 0.0)
+    kept = values > 100 * xp.finfo(X.dtype).eps * values[-1]
+    axes = X.T @ (U * xp.where(kept, 1 / xp.sqrt(xp.where(kept, values, 1.0)), 0.0)[None])
+    return Axes(values, U * xp.sqrt(values)[None], axes)
+
+
+def _solved(X, Y, penalty, xp: Any):
+    """For one penalty a solution of the normal equations, of rows or of dimensions, whichever are fewer."""
+    by_rows = X.shape[0] <= X.shape[1]
+    gram = X @ X.T if by_rows else X.T @ X
+    gram = gram + penalty * xp.eye(len(gram), dtype=X.dtype)
+    return X.T @ xp.linalg.solve(gram, Y) if by_rows else xp.linalg.solve(gram, X.T @ Y)
+
+
+def power_of_two(a: Float[AnyArray, " m"], xp: Any = jnp):
     """One of the size of each number; 1 for zero, and no smaller or larger than its own inverse can be."""
-    limit = jnp.finfo(a.dtype).maxexp - 2
-    _, exponent = jnp.frexp(a)
-    return jnp.ldexp(jnp.ones_like(a), jnp.where(a > 0, jnp.clip(exponent, -limit, limit), 0))
-
-
-def ridge_regression(z: Float[np.ndarray, "pairs dim"], g: Float[np.ndarray, "pairs m"]):
-    """Slope (m, dim), intercept (m,) and residual variance (m,), the ridge chosen by generalised cross-validation.
-
-    Source: Golub, Heath & Wahba (1979), Technometrics 21, eq. 1.4.
-    """
-    n = len(z)
-    centre, middle = z.mean(axis=0), g.mean(axis=0)
-    u, s, vt = np.linalg.svd(z - centre, full_matrices=False)
-    target = u.T @ (g - middle)
-    total = ((g - middle) ** 2).sum(axis=0)
-    least, keep, residual = np.inf, np.ones_like(s), total / n
-    for ridge in RIDGES * np.mean(s**2):
-        kept = s**2 / (s**2 + ridge)
-        rest = total - ((2 * kept - kept**2)[:, None] * target**2).sum(axis=0)
-        error = rest / n / (1 - kept.sum() / n) ** 2  # expected squared error of a new prediction, each datum
-        loss = np.sum(error / np.where(total > 0, total, 1))
-        if loss < least:
-            least, keep, residual = loss, kept, error
-    slope = (vt.T * (keep / np.where(s > 0, s, 1.0))) @ target
-    return slope.T, middle - slope.T @ centre, residual
+    limit = xp.finfo(a.dtype).maxexp - 2
+    _, exponent = xp.frexp(a)
+    return xp.ldexp(xp.ones_like(a), xp.where(a > 0, xp.clip(exponent, -limit, limit), 0))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from enkg_ppl.linearise._local_slope import PENALTIES, expected_variances, local_ridge
+from enkg_ppl.linearise._penalty import LeaveOneOut
 from enkg_ppl.linearise._ridge import power_of_two, ridge
 from enkg_ppl.priors import Grid
 from enkg_ppl.types import Ensemble
@@ -95,7 +96,7 @@ def learn(
         return root * draws.reshape(-1, r.shape[1]), root * outputs.reshape(-1, q.shape[1]), jnp.sum(weights)
 
     X, Y, _ = weighted(forget)
-    candidates = ridge(X, Y, 1 / len(r))[None]
+    candidates = ridge(X, Y, LeaveOneOut(1 / len(r)))[None]
     if grid is not None:
         X, Y, num_rows = weighted(forget if forget_local is None else forget_local)
         unit = power_of_two(jnp.max(jnp.abs(Y), axis=0))[None]  # squares neither overflow nor vanish

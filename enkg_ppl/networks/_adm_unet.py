@@ -8,8 +8,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float
 
+from enkg_ppl._checks import check_choice, check_whole
 from enkg_ppl.networks._blocks import (
     NoiseMap,
     PositionalFeatures,
@@ -18,9 +18,11 @@ from enkg_ppl.networks._blocks import (
     check_attention,
     check_event,
     checked_shape,
+    ints,
     resolutions,
 )
-from enkg_ppl.networks._layers import Conv2d, GroupNorm, Padding
+from enkg_ppl.networks._config import Configured
+from enkg_ppl.networks._layers import Conv2d, GroupNorm, Image, Padding
 from enkg_ppl.types import Key, Scalar
 
 
@@ -38,7 +40,7 @@ class ADMDecoderLevel(eqx.Module):
     blocks: tuple[ResidualBlock, ...]
 
 
-class ADMUNet(eqx.Module):
+class ADMUNet(Configured):
     """U-Net with residual blocks and self-attention for events of shape ``(channels, height, width)``.
 
     One class for the U-Net of Ho et al. 2020 (arXiv 2006.11239), ADM of Dhariwal & Nichol 2021 (arXiv 2105.05233),
@@ -123,12 +125,10 @@ class ADMUNet(eqx.Module):
         padding: Padding = "zeros",
         key: Key,
     ):
-        self.channels = channels = _ints(channels)
-        self.attention_resolutions = _ints(attention_resolutions)
+        self.channels = channels = ints(channels)
+        self.attention_resolutions = ints(attention_resolutions)
         self.decoder_attention_resolutions = (
-            self.attention_resolutions
-            if decoder_attention_resolutions is None
-            else _ints(decoder_attention_resolutions)
+            self.attention_resolutions if decoder_attention_resolutions is None else ints(decoder_attention_resolutions)
         )
         if not channels or min(channels) < 1:
             raise ValueError(f"ADMUNet needs channels >= 1, one entry a level; got channels={channels}")
@@ -137,22 +137,15 @@ class ADMUNet(eqx.Module):
         self.out_channels = shape[0] if out_channels is None else out_channels
         self.feature_size = channels[0] if feature_size is None else feature_size
         self.embedding_size = 4 * self.feature_size if embedding_size is None else embedding_size
-        for name, value in {"num_blocks": num_blocks, "num_heads": num_heads, "groups": groups}.items():
-            if value < 1:
-                raise ValueError(f"ADMUNet needs {name} >= 1; got {name}={value}")
+        check_whole("ADMUNet", num_blocks=num_blocks, num_heads=num_heads, groups=groups)
         if self.feature_size < 4 or self.feature_size % 2:
             raise ValueError(f"ADMUNet needs an even feature_size of 4 or more; got {self.feature_size}")
         if self.out_channels < shape[0]:
             raise ValueError(
                 f"ADMUNet needs out_channels >= the {shape[0]} channels of an event; got out_channels={out_channels}"
             )
-        choices = {
-            "padding": (padding, ("zeros", "periodic")),
-            "resample": (resample, ("block", "conv", "plain")),
-        }
-        for name, (value, allowed) in choices.items():
-            if value not in allowed:
-                raise ValueError(f"ADMUNet needs {name} to be one of {allowed}; got {value!r}")
+        check_choice("ADMUNet", ("zeros", "periodic"), padding=padding)
+        check_choice("ADMUNet", ("block", "conv", "plain"), resample=resample)
         check_attention("ADMUNet", self.attention_resolutions, shape, levels)
         check_attention("ADMUNet", self.decoder_attention_resolutions, shape, levels)
         self.num_blocks, self.head_channels, self.num_heads = num_blocks, head_channels, num_heads
@@ -227,37 +220,7 @@ class ADMUNet(eqx.Module):
         self.norm = GroupNorm(width, groups=groups_of(width), eps=eps)
         self.out = Conv2d(width, self.out_channels, 3, key=next(keys), gain=0, padding=padding)
 
-    def config(self) -> dict:
-        """The arguments of the constructor, as JSON values."""
-        return {
-            "shape": list(self.shape),
-            "channels": list(self.channels),
-            "num_blocks": self.num_blocks,
-            "attention_resolutions": list(self.attention_resolutions),
-            "decoder_attention_resolutions": list(self.decoder_attention_resolutions),
-            "head_channels": self.head_channels,
-            "num_heads": self.num_heads,
-            "out_channels": self.out_channels,
-            "feature_size": self.feature_size,
-            "embedding_size": self.embedding_size,
-            "endpoint": self.endpoint,
-            "sine_first": self.sine_first,
-            "scale_shift": self.scale_shift,
-            "resample": self.resample,
-            "pad_ahead": self.pad_ahead,
-            "groups": self.groups,
-            "min_group_channels": self.min_group_channels,
-            "eps": self.eps,
-            "middle_attention": self.middle_attention,
-            "middle_norm": self.middle_norm,
-            "middle_scale": self.middle_scale,
-            "affine_input": list(self.affine_input),
-            "padding": self.padding,
-        }
-
-    def __call__(
-        self, x: Float[Array, "channels height width"], noise: Scalar
-    ) -> Float[Array, "channels height width"]:
+    def __call__(self, x: Image, noise: Scalar) -> Image:
         """Evaluate for one event and the preconditioning's noise coordinate."""
         check_event("ADMUNet", x, self.shape)
         e = self.noise(noise, x.dtype)
@@ -280,7 +243,3 @@ class ADMUNet(eqx.Module):
 
 def _apply(layer, h, e):
     return layer(h, e) if isinstance(layer, ResidualBlock) else layer(h)
-
-
-def _ints(values) -> tuple[int, ...]:
-    return tuple(int(v) for v in values)

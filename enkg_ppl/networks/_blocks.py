@@ -264,3 +264,7 @@ def check_attention(name: str, wanted, shape: Shape, num_levels: int) -> None:
 def check_event(name: str, x: Array, shape: Shape) -> None:
     if x.shape != shape:
         raise ValueError(f"{name} was made for events of shape {shape}; got {x.shape}: reshape the events")
+
+
+def ints(values) -> tuple[int, ...]:
+    return tuple(int(v) for v in values)

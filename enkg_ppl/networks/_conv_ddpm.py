@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from enkg_ppl._checks import check_whole
 from enkg_ppl.networks._blocks import check_event
-from enkg_ppl.networks._layers import Conv2d, Features, Linear, constant
+from enkg_ppl.networks._config import Configured
+from enkg_ppl.networks._layers import Conv2d, Features, Image, Linear, constant
 from enkg_ppl.types import Key, Scalar
 
 EPS = 1e-5
@@ -28,7 +30,7 @@ class PixelNorm(eqx.Module):
         return (normal * self.weight.astype(wide.dtype) + self.bias.astype(wide.dtype)).astype(x.dtype)
 
 
-class ConvDDPM(eqx.Module):
+class ConvDDPM(Configured):
     """Convolutions, layer normalisation and GELU at full resolution; the noise is added after the first of them.
 
     - `shape`: of one event, ``(channels, height, width)``. `widths`: channels between the layers.
@@ -69,8 +71,7 @@ class ConvDDPM(eqx.Module):
             raise ValueError(f"ConvDDPM needs widths >= 1, at least one; got widths={widths}")
         if kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"ConvDDPM needs an odd kernel; got kernel={kernel}")
-        if num_frequencies < 1 or hidden < 1:
-            raise ValueError(f"ConvDDPM needs num_frequencies >= 1 and hidden >= 1; got {num_frequencies} and {hidden}")
+        check_whole("ConvDDPM", num_frequencies=num_frequencies, hidden=hidden)
         self.kernel, self.num_frequencies, self.hidden = kernel, num_frequencies, hidden
         key_out, *keys = jr.split(key, 5 + len(self.widths))
         channels, height, width = self.shape
@@ -84,19 +85,7 @@ class ConvDDPM(eqx.Module):
         self.norms = tuple(PixelNorm(constant(1.0, size), constant(0.0, size)) for size in sizes)
         self.out = Conv2d(self.widths[-1], channels, 3, key=key_out, gain=0)
 
-    def config(self) -> dict:
-        """The arguments of the constructor, as JSON values."""
-        return {
-            "shape": list(self.shape),
-            "widths": list(self.widths),
-            "kernel": self.kernel,
-            "num_frequencies": self.num_frequencies,
-            "hidden": self.hidden,
-        }
-
-    def __call__(
-        self, x: Float[Array, "channels height width"], noise: Scalar
-    ) -> Float[Array, "channels height width"]:
+    def __call__(self, x: Image, noise: Scalar) -> Image:
         """Evaluate for one event and the share ``noise`` of the schedule."""
         check_event("ConvDDPM", x, self.shape)
         wide = jnp.asarray(noise)

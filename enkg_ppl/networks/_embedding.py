@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -49,6 +51,9 @@ class NoiseEmbedding(eqx.Module):
         self.second = eqx.nn.Linear(size, size, key=key_second)
         self.size = size
         self.noise_range = (low, high)
+
+    def config(self) -> dict[str, Any]:
+        return {"embedding_size": self.size, "noise_range": list(self.noise_range)}
 
     def __call__(self, noise: Scalar, dtype) -> Float[Array, " size"]:
         # The features keep the precision of `noise`: eight bits of bfloat16 would not tell noise levels apart.

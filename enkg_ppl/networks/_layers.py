@@ -20,6 +20,7 @@ from enkg_ppl.types import Key
 
 Padding = Literal["zeros", "periodic"]
 Features = Float[Array, "height width channels"]
+Image = Float[Array, "channels height width"]
 
 
 def glorot(key: Key, shape: tuple[int, ...], fan_in: int, fan_out: int, gain: float) -> Array:

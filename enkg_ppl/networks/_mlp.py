@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from enkg_ppl._checks import check_whole
+from enkg_ppl.networks._config import Configured
 from enkg_ppl.networks._embedding import EDM_RANGE, NoiseEmbedding
 from enkg_ppl.types import Key, Scalar
 
@@ -36,7 +39,7 @@ class DenseBlock(eqx.Module):
         return h + self.second(jax.nn.silu(self.first(jax.nn.silu(h)) + self.noise(e)))
 
 
-class ResidualMLP(eqx.Module):
+class ResidualMLP(Configured):
     """Residual blocks over the flattened event, told the noise level through Fourier features.
 
     `dim`: number of entries of an event (of any shape). `width`: of the hidden layers. `depth`: number of residual
@@ -64,9 +67,7 @@ class ResidualMLP(eqx.Module):
         noise_range: tuple[float, float] = EDM_RANGE,
         key: Key,
     ):
-        for name, value in {"dim": dim, "width": width, "depth": depth}.items():
-            if value < 1:
-                raise ValueError(f"ResidualMLP needs {name} >= 1; got {name}={value}")
+        check_whole("ResidualMLP", dim=dim, width=width, depth=depth)
         key_input, key_embedding, key_output, *keys = jr.split(key, 3 + depth)
         self.input = eqx.nn.Linear(dim, width, key=key_input)
         self.embedding = NoiseEmbedding(embedding_size, noise_range, key=key_embedding)
@@ -74,14 +75,8 @@ class ResidualMLP(eqx.Module):
         self.output = zeroed(eqx.nn.Linear(width, dim, key=key_output))
         self.dim, self.width, self.depth = dim, width, depth
 
-    def config(self) -> dict:
-        return {
-            "dim": self.dim,
-            "width": self.width,
-            "depth": self.depth,
-            "embedding_size": self.embedding.size,
-            "noise_range": list(self.embedding.noise_range),
-        }
+    def config(self) -> dict[str, Any]:
+        return super().config() | self.embedding.config()
 
     def __call__(self, x: Float[Array, "..."], noise: Scalar) -> Float[Array, "..."]:
         if x.size != self.dim:

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
+from enkg_ppl._checks import check_choice, check_whole
 from enkg_ppl.networks._blocks import (
     FourierFeatures,
     NoiseMap,
@@ -19,9 +20,11 @@ from enkg_ppl.networks._blocks import (
     check_attention,
     check_event,
     checked_shape,
+    ints,
     resolutions,
 )
-from enkg_ppl.networks._layers import Conv2d, GroupNorm, Linear, Padding, downsample, upsample
+from enkg_ppl.networks._config import Configured
+from enkg_ppl.networks._layers import Conv2d, GroupNorm, Image, Linear, Padding, downsample, upsample
 from enkg_ppl.types import Key, Scalar
 
 EPS = 1e-6
@@ -49,7 +52,7 @@ class SongDecoderLevel(eqx.Module):
     out: Conv2d | None  # from the features to an image at this resolution
 
 
-class SongUNet(eqx.Module):
+class SongUNet(Configured):
     """U-Net with residual blocks and self-attention for events of shape ``(channels, height, width)``.
 
     This is the one to train: any number of channels, height and width divisible by ``2**(levels - 1)``, periodic
@@ -113,22 +116,15 @@ class SongUNet(eqx.Module):
         waves: tuple[tuple[int, int], ...] = (),
         key: Key,
     ):
-        self.multipliers = multipliers = _ints(multipliers)
-        self.attention_resolutions = _ints(attention_resolutions)
+        self.multipliers = multipliers = ints(multipliers)
+        self.attention_resolutions = ints(attention_resolutions)
         self.resample_filter = taps = tuple(resample_filter)
-        choices = {
-            "padding": (padding, ("zeros", "periodic")),
-            "noise_features": (noise_features, ("positional", "fourier")),
-            "encoder": (encoder, ("standard", "skip", "residual")),
-            "decoder": (decoder, ("standard", "skip")),
-        }
-        for name, (value, allowed) in choices.items():
-            if value not in allowed:
-                raise ValueError(f"SongUNet needs {name} to be one of {allowed}; got {value!r}")
-        counts = {"width": width, "num_blocks": num_blocks, "noise_multiplier": noise_multiplier}
-        for name, value in {**counts, "embedding_multiplier": embedding_multiplier}.items():
-            if value < 1:
-                raise ValueError(f"SongUNet needs {name} >= 1; got {name}={value}")
+        check_choice("SongUNet", ("zeros", "periodic"), padding=padding)
+        check_choice("SongUNet", ("positional", "fourier"), noise_features=noise_features)
+        check_choice("SongUNet", ("standard", "skip", "residual"), encoder=encoder)
+        check_choice("SongUNet", ("standard", "skip"), decoder=decoder)
+        multiplied = {"noise_multiplier": noise_multiplier, "embedding_multiplier": embedding_multiplier}
+        check_whole("SongUNet", width=width, num_blocks=num_blocks, **multiplied)
         if width % 4:
             raise ValueError(f"SongUNet needs a width divisible by 4; got width={width}")
         if not multipliers or min(multipliers) < 1:
@@ -216,27 +212,7 @@ class SongUNet(eqx.Module):
             up.append(SongDecoderLevel(enter, tuple(blocks), norm, out))
         self.encoder_levels, self.decoder_levels = tuple(down), tuple(up)
 
-    def config(self) -> dict:
-        """The arguments of the constructor, as JSON values."""
-        return {
-            "shape": list(self.shape),
-            "width": self.width,
-            "multipliers": list(self.multipliers),
-            "num_blocks": self.num_blocks,
-            "attention_resolutions": list(self.attention_resolutions),
-            "padding": self.padding,
-            "noise_features": self.noise_features,
-            "noise_multiplier": self.noise_multiplier,
-            "embedding_multiplier": self.embedding_multiplier,
-            "encoder": self.encoder,
-            "decoder": self.decoder,
-            "resample_filter": list(self.resample_filter),
-            "waves": [list(wave) for wave in self.waves],
-        }
-
-    def __call__(
-        self, x: Float[Array, "channels height width"], noise: Scalar
-    ) -> Float[Array, "channels height width"]:
+    def __call__(self, x: Image, noise: Scalar) -> Image:
         """Evaluate for one event and the preconditioning's noise coordinate."""
         check_event("SongUNet", x, self.shape)
         e = self.noise(noise, x.dtype)
@@ -277,7 +253,3 @@ class SongUNet(eqx.Module):
             angle = 2 * np.pi * (a * np.arange(height)[:, None] / height + b * np.arange(width)[None] / width)
             marks.append(jnp.asarray(np.stack([np.cos(angle), np.sin(angle)], axis=-1), dtype))
         return marks
-
-
-def _ints(values) -> tuple[int, ...]:
-    return tuple(int(v) for v in values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from enkg_ppl._checks import check_choice, check_whole
+from enkg_ppl.networks._config import Configured
 from enkg_ppl.networks._embedding import EDM_RANGE, NoiseEmbedding
 from enkg_ppl.networks._mlp import zeroed
 from enkg_ppl.types import Key, Scalar
@@ -52,7 +54,7 @@ class ConvBlock1d(eqx.Module):
         return (h if self.skip is None else self.skip(h)) + inner
 
 
-class UNet1d(eqx.Module):
+class UNet1d(Configured):
     """A U-Net over events of shape ``(channels, length)``.
 
     `width`: channels at full length. `multipliers`: channels at each level over `width`; every level after the first
@@ -90,13 +92,10 @@ class UNet1d(eqx.Module):
         noise_range: tuple[float, float] = EDM_RANGE,
         key: Key,
     ):
-        for name, value in {"channels": channels, "width": width, "num_blocks": num_blocks}.items():
-            if value < 1:
-                raise ValueError(f"UNet1d needs {name} >= 1; got {name}={value}")
+        check_whole("UNet1d", channels=channels, width=width, num_blocks=num_blocks)
         if not multipliers or min(multipliers) < 1:
             raise ValueError(f"UNet1d needs multipliers >= 1, one a level; got multipliers={multipliers}")
-        if padding not in ("zeros", "periodic"):
-            raise ValueError(f"UNet1d needs padding 'zeros' or 'periodic'; got padding={padding!r}")
+        check_choice("UNet1d", ("zeros", "periodic"), padding=padding)
         keys = iter(jr.split(key, 4 + 2 * (num_blocks + 1) * len(multipliers)))
         widths = [width * m for m in multipliers]
 
@@ -122,16 +121,8 @@ class UNet1d(eqx.Module):
         self.channels, self.width, self.multipliers = channels, width, tuple(multipliers)
         self.num_blocks, self.padding = num_blocks, padding
 
-    def config(self) -> dict:
-        return {
-            "channels": self.channels,
-            "width": self.width,
-            "multipliers": list(self.multipliers),
-            "num_blocks": self.num_blocks,
-            "padding": self.padding,
-            "embedding_size": self.embedding.size,
-            "noise_range": list(self.embedding.noise_range),
-        }
+    def config(self) -> dict[str, Any]:
+        return super().config() | self.embedding.config()
 
     def __call__(self, x: Float[Array, "channels length"], noise: Scalar) -> Float[Array, "channels length"]:
         factor = 2 ** (len(self.multipliers) - 1)

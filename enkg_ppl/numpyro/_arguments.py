@@ -25,11 +25,6 @@ def as_typed_key(rng_key) -> jax.Array:
     return jr.wrap_key_data(rng_key)
 
 
-def check_count(name: str, value, least: int, why: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"EnKG needs {name} as a whole number >= {least} ({why}); got {value!r}")
-
-
 def check_extra_fields(extra_fields) -> None:
     known = ("potential_energy", "log_likelihood")
     for field in extra_fields:

@@ -21,6 +21,7 @@ from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.distributions.util import validate_sample
 from numpyro.infer.reparam import Reparam
 
+from enkg_ppl._checks import check_whole, whole_shape
 from enkg_ppl.numpyro.transports import UnsupportedPriorError, from_standard, standard_shape, to_standard
 from enkg_ppl.priors import GaussianPrior, NetworkPrior, Prior
 from enkg_ppl.priors._flow import EXACT_DIVERGENCE_DIM, Flow
@@ -81,9 +82,7 @@ class DiffusionPrior(dist.Distribution):
         event_shape = _event_shape(prior, event_shape)
         if divergence not in (None, "exact", "hutchinson"):
             raise ValueError(f"DiffusionPrior needs divergence as 'exact', 'hutchinson' or None; got {divergence!r}")
-        for name, count in (("num_probes", num_probes), ("num_steps", num_steps)):
-            if count is not None and (not isinstance(count, int | np.integer) or count < 1):
-                raise ValueError(f"DiffusionPrior needs {name} as a whole number >= 1; got {name}={count!r}")
+        check_whole("DiffusionPrior", num_probes=num_probes, **({} if num_steps is None else {"num_steps": num_steps}))
         # Arrays apart from all else: only they may differ between calls of one compiled program.
         self._arrays, self._static = eqx.partition(prior, _is_array)
         self._copies = np.zeros((), np.float32)
@@ -223,12 +222,11 @@ def _as_prior(denoiser: Any, event_shape, location, scale) -> Prior:
 def _event_shape(prior: Prior, event_shape) -> tuple[int, ...]:
     if event_shape is None:
         event_shape = getattr(prior, "event_shape", (prior.dim,))
-    sizes = (event_shape,) if isinstance(event_shape, int | np.integer) else event_shape
-    shape = tuple(int(n) for n in sizes)
-    if math.prod(shape) != prior.dim:
+    shape = whole_shape(event_shape, 0)
+    if shape is None or math.prod(shape) != prior.dim:
         raise ValueError(
             f"DiffusionPrior needs event_shape with as many entries as its prior has dimensions, {prior.dim}; got "
-            f"event_shape={shape}"
+            f"event_shape={event_shape}"
         )
     return shape
 

@@ -15,6 +15,7 @@ import jax.random as jr
 import numpy as np
 from numpyro.infer import MCMC
 
+from enkg_ppl._checks import check_whole
 from enkg_ppl._infer import RunProgress, infer
 from enkg_ppl._keywords import explain_keywords
 from enkg_ppl.diagnostics import Diagnostics
@@ -29,7 +30,6 @@ from enkg_ppl.numpyro._arguments import (
     OF_MCMC,
     about_plates,
     as_typed_key,
-    check_count,
     check_extra_fields,
     check_model,
 )
@@ -100,8 +100,9 @@ class EnKG(MCMC):
         # MCMC.__init__ sets up chains of a kernel; there is none here, so it is not called.
         check_model(model)
         least = 4 if refine is not None else 2
-        check_count("num_particles", num_particles, least, "ensembles are split in two halves of at least 2 particles")
-        check_count("num_ensembles", num_ensembles, 1, "each ensemble is a chain")
+        why = " (ensembles are split in two halves of at least 2 particles)"
+        check_whole("EnKG", least, why, num_particles=num_particles)
+        check_whole("EnKG", 1, " (each ensemble is a chain)", num_ensembles=num_ensembles)
         if ensemble_method not in METHODS:
             raise ValueError(f"ensemble_method must be one of {', '.join(METHODS)}; got {ensemble_method!r}")
         if not (refine is None or refine == "auto" or isinstance(refine, Refinement)):
@@ -119,7 +120,8 @@ class EnKG(MCMC):
         self.refine: Any = refine
         self.progress_bar = progress_bar
         if max_forward_evaluations is not None:
-            check_count("max_forward_evaluations", max_forward_evaluations, 1, "a budget for the whole run, or None")
+            why = " (a budget for the whole run, or None)"
+            check_whole("EnKG", 1, why, max_forward_evaluations=max_forward_evaluations)
         self.max_forward_evaluations = max_forward_evaluations
         self.chunk_size = chunk_size
         if init is not None and refine is None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import jax.random as jr
 import numpy as np
 import safetensors.numpy
 
+from enkg_ppl._files import replacing
 from enkg_ppl.priors._network import NetworkPrior
 from enkg_ppl.priors.preconditioning import PRECONDITIONINGS
 
@@ -56,19 +56,14 @@ def save_prior(prior: NetworkPrior, path: str | os.PathLike, *, overwrite: bool 
         raise PriorFileError(f"{path} exists: give another path, or overwrite=True to replace the prior in it")
     if path.exists() and not path.is_dir():
         raise PriorFileError(f"{path} is a file and a prior is a folder: give another path")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.mkdir()
-        _write(beside, content, arrays)
-        if path.exists():
-            # The JSON is last and holds the sum of the weights: a reader in between is told, not misled.
-            for name in (WEIGHTS_NAME, JSON_NAME):
-                os.replace(beside / name, path / name)
-        else:
-            os.rename(beside, path)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    if path.exists():
+        # The JSON is last and holds the sum of the weights: a reader in between is told, not misled.
+        with replacing(path / JSON_NAME) as text, replacing(path / WEIGHTS_NAME) as weights:
+            _write(text, weights, content, arrays)
+    else:
+        with replacing(path) as folder:
+            folder.mkdir()
+            _write(folder / JSON_NAME, folder / WEIGHTS_NAME, content, arrays)
     return path
 
 
@@ -149,16 +144,12 @@ def _checksum(content: dict[str, Any]) -> str:
 # ---- writing
 
 
-def _write(folder: Path, content: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+def _write(text: Path, file: Path, content: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     weights = safetensors.numpy.save(arrays)
     content = {**content, "weights_sha256": hashlib.sha256(weights).hexdigest()}
     content = {**content, "sha256": _checksum(content)}
-    text = json.dumps(content, indent=1, allow_nan=False)
-    for name, data in ((WEIGHTS_NAME, weights), (JSON_NAME, text.encode())):
-        with (folder / name).open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+    file.write_bytes(weights)
+    text.write_bytes(json.dumps(content, indent=1, allow_nan=False).encode())
 
 
 # ---- reading

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from enkg_ppl._checks import check_whole
 from enkg_ppl.priors._base import Prior
 from enkg_ppl.types import Key, Scalar, Vector
 
@@ -91,8 +92,8 @@ class Flow(eqx.Module):
     adjoint: diffrax.AbstractAdjoint | None = None
 
     def __check_init__(self):
-        if self.num_steps is not None and self.num_steps < 1:
-            raise ValueError(f"Flow needs num_steps >= 1 or None (adaptive); got num_steps={self.num_steps}")
+        if self.num_steps is not None:
+            check_whole("Flow", 1, ", or None (adaptive)", num_steps=self.num_steps)
 
     def _log_levels(self):
         scale = self.prior.scale

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from enkg_ppl._checks import check_whole, whole_shape
 from enkg_ppl.priors._base import Grid, Prior
 from enkg_ppl.priors._record import Record
 from enkg_ppl.priors._reverse_sde import sde_sample
@@ -96,7 +97,10 @@ class NetworkPrior(Prior):
             raise TypeError(f"NetworkPrior needs a preconditioning such as EDM(); got {preconditioning!r}")
         self.network = network if _is_pytree_node(network) else _Function(network)
         self.preconditioning = preconditioning
-        self.event_shape = _checked_shape(event_shape)
+        shape = whole_shape(event_shape, 1)
+        if not shape:
+            raise ValueError(f"NetworkPrior needs event_shape as a tuple of whole numbers >= 1; got {event_shape!r}")
+        self.event_shape = shape
         self._location = _flat(location, self.event_shape)
         self._scale = _positive("scale", scale)
         self.shift = _broadcastable(shift, self.event_shape)
@@ -111,8 +115,8 @@ class NetworkPrior(Prior):
                 f"NetworkPrior needs 0 < sigma_min < sigma_max; got sigma_min={self.sigma_min}, "
                 f"sigma_max={self.sigma_max}"
             )
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"NetworkPrior needs chunk_size >= 1, or None for all; got chunk_size={chunk_size}")
+        if chunk_size is not None:
+            check_whole("NetworkPrior", 1, ", or None for all", chunk_size=chunk_size)
         self._chunk_size = chunk_size
         self.dtype = None if dtype is None else _checked_dtype(dtype)
         self.record = record if isinstance(record, Record) else Record(record)
@@ -211,13 +215,6 @@ def _is_pytree_node(value: Any) -> bool:
     """Whether JAX sees the arrays inside (modules, `Partial`), rather than one opaque leaf."""
     leaves = jax.tree.leaves(value)
     return not (len(leaves) == 1 and leaves[0] is value)
-
-
-def _checked_shape(event_shape) -> tuple[int, ...]:
-    shape = (event_shape,) if isinstance(event_shape, int | np.integer) else tuple(event_shape)
-    if not shape or not all(isinstance(n, int | np.integer) and n >= 1 for n in shape):
-        raise ValueError(f"NetworkPrior needs event_shape as a tuple of whole numbers >= 1; got {event_shape!r}")
-    return tuple(int(n) for n in shape)
 
 
 def _checked_dtype(dtype) -> str:

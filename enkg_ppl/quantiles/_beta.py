@@ -2,11 +2,11 @@
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
 
 from enkg_ppl.quantiles._gamma import _stirling, _until_converged
 from enkg_ppl.quantiles._tails import (
     HALF_LOG_2PI,
+    Values,
     _log_tails,
     expm1_minus,
     log1mexp,
@@ -21,15 +21,13 @@ BETA_STEPS = 14  # 14 needed
 STUDENT_STEPS = 7  # 6 needed
 
 
-def _beta_constant(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
-    """``log(m^a (1-m)^b / B(a, b))`` at the mean ``m = a / (a + b)``, without cancelling log-gammas
-    (Loader 2000).
-    """
+def _beta_constant(a: Values, b: Values) -> Values:
+    """``log(m^a (1-m)^b / B(a, b))`` at the mean ``m = a / (a + b)``, without cancelling log-gammas (Loader 2000)."""
     half_log = 0.5 * (jnp.log(a) + jnp.log(b) - jnp.log(a + b)) - HALF_LOG_2PI
     return half_log + _stirling(a + b) - _stirling(a) - _stirling(b)
 
 
-def _beta_divergence(u: Float[Array, "..."], a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+def _beta_divergence(u: Values, a: Values, b: Values) -> Values:
     """``KL(mean, x) = log(1 - m + m e^u) - m u`` at ``logit x = u + logit m``, ``m = a / (a + b)``, to
     relative accuracy.
     """
@@ -41,12 +39,12 @@ def _beta_divergence(u: Float[Array, "..."], a: Float[Array, "..."], b: Float[Ar
     return jnp.where(v > 30.0, jnp.log(m) + (1.0 - m) * v, divergence)
 
 
-def _share(u: Float[Array, "..."], a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+def _share(u: Values, a: Values, b: Values) -> Values:
     """``x`` at ``logit x = u + log(a / b)``."""
     return 1.0 / (1.0 + b / a * jnp.exp(-u))
 
 
-def _beta_fraction(a: Float[Array, "..."], b: Float[Array, "..."], u: Float[Array, "..."]) -> Float[Array, "..."]:
+def _beta_fraction(a: Values, b: Values, u: Values) -> Values:
     """``I_x(a, b) B(a, b) / (x^a (1-x)^b)`` by its continued fraction, for ``x <= (a+1)/(a+b+2)``.
 
     The even part of DLMF 8.17.22, in the form of Didonato & Morris (1992, eq. 9), by Lentz's method. What
@@ -70,9 +68,7 @@ def _beta_fraction(a: Float[Array, "..."], b: Float[Array, "..."], u: Float[Arra
     return _until_converged(step, (c, d, d, jnp.ones_like(x)), x.dtype)[2]
 
 
-def _beta_log_tails(
-    u: Float[Array, "..."], a: Float[Array, "..."], b: Float[Array, "..."], constant: Float[Array, "..."]
-) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
+def _beta_log_tails(u: Values, a: Values, b: Values, constant: Values) -> tuple[Values, Values, Values]:
     """Logs of ``I_x(a, b)``, ``I_{1-x}(b, a)`` and the density of ``logit x`` at ``logit x = u + log(a /
     b)``.
 
@@ -86,13 +82,7 @@ def _beta_log_tails(
     return jnp.where(direct, log_tail, other), jnp.where(direct, other, log_tail), log_density
 
 
-def _beta_invert(
-    log_p: Float[Array, "..."],
-    log_q: Float[Array, "..."],
-    a: Float[Array, "..."],
-    b: Float[Array, "..."],
-    start: Float[Array, "..."] | None = None,
-) -> Float[Array, "..."]:
+def _beta_invert(log_p: Values, log_q: Values, a: Values, b: Values, start: Values | None = None) -> Values:
     """``u = logit(x) - log(a / b)`` of the beta quantile with log tails `log_p`, `log_q`.
 
     Newton on the log of the smaller tail, between the power-law bounds ``I_x <= x^a (1-x)^-a / (a B)`` and
@@ -118,13 +108,7 @@ def _beta_invert(
     return jnp.where(flip, -u, u)
 
 
-def _beta_start(
-    z: Float[Array, "..."],
-    a: Float[Array, "..."],
-    b: Float[Array, "..."],
-    low: Float[Array, "..."],
-    high: Float[Array, "..."],
-) -> Float[Array, "..."]:
+def _beta_start(z: Values, a: Values, b: Values, low: Values, high: Values) -> Values:
     """Abramowitz & Stegun 26.5.22 where both shapes exceed 1, else one of the power-law bounds.
 
     The upper bound is the tight one if it lies so near ``x = 1`` that ``x^(a-1)`` is constant from there on.
@@ -138,9 +122,7 @@ def _beta_start(
     return jnp.where(usable, -2.0 * w, bound)
 
 
-def beta(
-    z: Float[Array, "..."], concentration1: Float[Array, "..."], concentration0: Float[Array, "..."]
-) -> Float[Array, "..."]:
+def beta(z: Values, concentration1: Values, concentration0: Values) -> Values:
     """LOGIT of the quantile of a beta distribution; the logit, since both ends round off.
 
     **Arguments:** score `z`; shapes of ``x^(concentration1 - 1) (1 - x)^(concentration0 - 1)``, above 0.
@@ -150,9 +132,7 @@ def beta(
     return u + jnp.log(concentration1) - jnp.log(concentration0)
 
 
-def beta_score(
-    logit_x: Float[Array, "..."], concentration1: Float[Array, "..."], concentration0: Float[Array, "..."]
-) -> Float[Array, "..."]:
+def beta_score(logit_x: Values, concentration1: Values, concentration0: Values) -> Values:
     """Inverse of `beta`."""
     u = logit_x - jnp.log(concentration1) + jnp.log(concentration0)
     constant = _beta_constant(concentration1, concentration0)

@@ -4,21 +4,14 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
 
-from enkg_ppl.quantiles._tails import _log_tails
+from enkg_ppl.quantiles._tails import Values, _log_tails
 
 # Bisection of the bit patterns needs at most 64 steps; Newton's, between them, usually no more than 10.
 MAX_STEPS = 150
 
 
-def invert(
-    tails: Callable,
-    z: Float[Array, "..."],
-    low: Float[Array, "..."],
-    high: Float[Array, "..."],
-    start: Float[Array, "..."],
-) -> Float[Array, "..."]:
+def invert(tails: Callable, z: Values, low: Values, high: Values, start: Values) -> Values:
     """The value in ``[low, high]`` whose tail probabilities are those of the score `z`.
 
     **Arguments:** ``tails(x)`` gives the logs of the lower tail, of the upper tail and of the density; `low` and
@@ -60,7 +53,7 @@ def invert(
     return lax.while_loop(unfinished, advance, (jnp.asarray(0), state, jnp.zeros(z.shape, bool)))[1][2]
 
 
-def _middle(low: Float[Array, "..."], high: Float[Array, "..."]) -> Float[Array, "..."]:
+def _middle(low: Values, high: Values) -> Values:
     """The float half-way from `low` to `high`, counted in floats."""
     kind = jnp.int64 if low.dtype == jnp.float64 else jnp.int32
     smallest = jnp.iinfo(kind).min

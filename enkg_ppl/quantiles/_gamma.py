@@ -4,9 +4,8 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
 
-from enkg_ppl.quantiles._tails import HALF_LOG_2PI, _log_tails, expm1_minus, log1mexp, normal_score
+from enkg_ppl.quantiles._tails import HALF_LOG_2PI, Values, _log_tails, expm1_minus, log1mexp, normal_score
 
 MAX_TERMS = 10_000  # of a series or continued fraction; it stops by itself when every element has converged
 
@@ -15,10 +14,8 @@ MAX_TERMS = 10_000  # of a series or continued fraction; it stops by itself when
 GAMMA_STEPS = 8  # 7 needed
 
 
-def _stirling(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """``log Gamma(x) - (x - 1/2) log x + x - log(2 pi) / 2`` (DLMF 5.11.1), without cancellation for large
-    x.
-    """
+def _stirling(x: Values) -> Values:
+    """``log Gamma(x) - (x - 1/2) log x + x - log(2 pi) / 2`` (DLMF 5.11.1), without cancellation for large x."""
     r = 1.0 / jnp.maximum(x, 10.0)
     s = r * r
     series = s * (1 / 1188 - s * (691 / 360360))
@@ -28,9 +25,7 @@ def _stirling(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def _until_converged(step: Callable, state: tuple, dtype) -> tuple:
-    """Iterate ``step(n, state)``, whose last entry is the current relative change, until all are at
-    rounding.
-    """
+    """Iterate ``step(n, state)``, whose last entry is the current relative change, until all are at rounding."""
 
     def unfinished(carry):
         n, current = carry
@@ -43,7 +38,7 @@ def _until_converged(step: Callable, state: tuple, dtype) -> tuple:
     return lax.while_loop(unfinished, advance, (jnp.asarray(1), state))[1]
 
 
-def _gamma_series(a: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
+def _gamma_series(a: Values, x: Values) -> Values:
     """``1 + x/(a+1) + x^2/((a+1)(a+2)) + ...`` (DLMF 8.11.4), for ``x <= max(a, 1)``."""
 
     def step(n, state):
@@ -54,10 +49,8 @@ def _gamma_series(a: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array
     return _until_converged(step, (jnp.ones_like(x), jnp.ones_like(x), jnp.ones_like(x)), x.dtype)[0]
 
 
-def _gamma_fraction(a: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """``Gamma(a, x) / (x^a e^-x)`` by its continued fraction (DLMF 8.9.2, Lentz's method), for ``x >=
-    max(a, 1)``.
-    """
+def _gamma_fraction(a: Values, x: Values) -> Values:
+    """``Gamma(a, x) / (x^a e^-x)`` by its continued fraction (DLMF 8.9.2, Lentz's method), for ``x >= max(a, 1)``."""
 
     def step(n, state):
         c, d, h, _ = state
@@ -72,7 +65,7 @@ def _gamma_fraction(a: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Arr
     return _until_converged(step, (c, d, d, jnp.ones_like(x)), x.dtype)[2]
 
 
-def _gamma_constant(a: Float[Array, "..."]) -> Float[Array, "..."]:
+def _gamma_constant(a: Values) -> Values:
     """``log(a^a e^-a / Gamma(a))``, the log density of ``log x`` at ``x = a``."""
     small = a < 10.0
     b = jnp.where(small, a, 1.0)
@@ -80,9 +73,7 @@ def _gamma_constant(a: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(small, direct, 0.5 * jnp.log(a) - HALF_LOG_2PI - _stirling(a))
 
 
-def _gamma_log_tails(
-    u: Float[Array, "..."], a: Float[Array, "..."], constant: Float[Array, "..."]
-) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
+def _gamma_log_tails(u: Values, a: Values, constant: Values) -> tuple[Values, Values, Values]:
     """Logs of ``P(a, x)``, ``Q(a, x)`` and the density of ``log x`` at ``x = a e^u``; `constant` is
     `_gamma_constant`.
 
@@ -99,7 +90,7 @@ def _gamma_log_tails(
     return jnp.where(below, log_tail, other), jnp.where(below, other, log_tail), log_density
 
 
-def gamma(z: Float[Array, "..."], concentration: Float[Array, "..."]) -> Float[Array, "..."]:
+def gamma(z: Values, concentration: Values) -> Values:
     """LOG of the quantile of a unit-rate gamma distribution; the log, since small shapes underflow.
 
     **Arguments:** score `z`; `concentration` above 0. **Returns:** ``log x`` with ``P(concentration, x) =
@@ -132,7 +123,7 @@ def gamma(z: Float[Array, "..."], concentration: Float[Array, "..."]) -> Float[A
     return jnp.log(a) + lax.fori_loop(0, GAMMA_STEPS, step, start)
 
 
-def gamma_score(log_x: Float[Array, "..."], concentration: Float[Array, "..."]) -> Float[Array, "..."]:
+def gamma_score(log_x: Values, concentration: Values) -> Values:
     """Inverse of `gamma`: the score of a unit-rate gamma value, given its log."""
     u = log_x - jnp.log(concentration)
     log_p, log_q, _ = _gamma_log_tails(u, concentration, _gamma_constant(concentration))

@@ -7,10 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool
 
 from enkg_ppl.quantiles._beta import _beta_constant, _beta_invert, _beta_log_tails
-from enkg_ppl.quantiles._tails import LOG_2, LOG_PI, _log_phi, _log_tails, log1mexp, log_ndtr, ndtri_exp, normal_score
+from enkg_ppl.quantiles._tails import (
+    LOG_2,
+    LOG_PI,
+    Values,
+    _log_phi,
+    _log_tails,
+    log1mexp,
+    log_ndtr,
+    ndtri_exp,
+    normal_score,
+)
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
 _NODES, _WEIGHTS = 0.5 * (_NODES + 1.0), 0.5 * _WEIGHTS  # on (0, 1)
@@ -36,20 +46,18 @@ class Symmetric(NamedTuple):
     offset: Callable
 
 
-def quantile(family: Symmetric, z: Float[Array, "..."]) -> Float[Array, "..."]:
+def quantile(family: Symmetric, z: Values) -> Values:
     """Quantile of an untruncated symmetric family at score `z`."""
     return family.inverse(*_log_tails(z))
 
 
-def score(family: Symmetric, x: Float[Array, "..."]) -> Float[Array, "..."]:
+def score(family: Symmetric, x: Values) -> Values:
     """Inverse of `quantile`."""
     z = ndtri_exp(family.log_cdf(-jnp.abs(x)))
     return jnp.where(x < 0, z, -z)
 
 
-def truncated_lower(
-    family: Symmetric, z: Float[Array, "..."], low: Float[Array, "..."], high: Float[Array, "..."]
-) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+def truncated_lower(family: Symmetric, z: Values, low: Values, high: Values) -> tuple[Values, Values]:
     """Quantile of a family truncated to ``(low, high)``, for ``z <= 0``.
 
     **Returns:** the value, and its distance from `low` to relative accuracy (``inf`` where `low` is
@@ -66,14 +74,12 @@ def truncated_lower(
     return value, jnp.where(bounded, offset, jnp.inf)
 
 
-def nearer_bound(value: Float[Array, "..."], offset: Float[Array, "..."]) -> Bool[Array, "..."]:
+def nearer_bound(value: Values, offset: Values) -> Bool[Array, "..."]:
     """Whether `offset` (from the bound) is better known than `value` (from the location, to 1 ulp of 1)."""
     return offset < jnp.maximum(jnp.abs(value), 0.5)
 
 
-def truncated(
-    family: Symmetric, z: Float[Array, "..."], low: Float[Array, "..."], high: Float[Array, "..."]
-) -> Float[Array, "..."]:
+def truncated(family: Symmetric, z: Values, low: Values, high: Values) -> Values:
     """Quantile of a standard symmetric family truncated to ``(low, high)``; infinite bounds are allowed."""
     lower = z <= 0
     near, far = jnp.where(lower, low, -high), jnp.where(lower, high, -low)
@@ -82,9 +88,7 @@ def truncated(
     return jnp.where(lower, value, -value)
 
 
-def truncated_normal(
-    z: Float[Array, "..."], low: Float[Array, "..."], high: Float[Array, "..."]
-) -> Float[Array, "..."]:
+def truncated_normal(z: Values, low: Values, high: Values) -> Values:
     """Quantile of a standard normal truncated to ``(low, high)``.
 
     ``Phi(v) = Phi(low) Phi(-z) + Phi(high) Phi(z)``, solved in logs from the smaller tail, so both bounds may
@@ -163,10 +167,8 @@ def normal() -> Symmetric:
     return Symmetric(log_ndtr, normal_score, log_mass, offset)
 
 
-def student_t(df: Float[Array, "..."]) -> Symmetric:
-    """Student's t: ``2 F(-t) = I_x(df/2, 1/2)`` at ``x = df / (df + t^2)``, that is ``u = -2 log t`` (DLMF
-    8.17).
-    """
+def student_t(df: Values) -> Symmetric:
+    """Student's t: ``2 F(-t) = I_x(df/2, 1/2)`` at ``x = df / (df + t^2)``, that is ``u = -2 log t`` (DLMF 8.17)."""
     a, b = 0.5 * df, jnp.full_like(df, 0.5)
     constant = _beta_constant(a, b)
     log_peak = constant + 0.5 * (df + 1.0) * jnp.log1p(1.0 / df)
@@ -306,16 +308,9 @@ def soft_laplace() -> Symmetric:
 
 
 def truncated_score(
-    family: Symmetric,
-    value: Float[Array, "..."],
-    from_low: Float[Array, "..."],
-    to_high: Float[Array, "..."],
-    low: Float[Array, "..."],
-    high: Float[Array, "..."],
-) -> Float[Array, "..."]:
-    """Inverse of `truncated`; the distances of the value from both bounds are given, so that neither
-    cancels.
-    """
+    family: Symmetric, value: Values, from_low: Values, to_high: Values, low: Values, high: Values
+) -> Values:
+    """Inverse of `truncated`; the distances of the value from both bounds are given, so that neither cancels."""
     starts, ends = jnp.stack([low, value, low]), jnp.stack([value, high, high])
     widths = jnp.stack([from_low, to_high, high - low])
     below, above, total = jax.vmap(family.log_mass)(starts, ends, widths)  # one copy to compile

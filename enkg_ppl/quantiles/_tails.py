@@ -5,6 +5,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+Values = Float[Array, "..."]  # of any shape, the same for all arguments
+
 LOG_2 = float(np.log(2.0))
 LOG_PI = float(np.log(np.pi))
 HALF_LOG_2PI = 0.5 * float(np.log(2.0 * np.pi))
@@ -14,12 +16,12 @@ HALF_LOG_2PI = 0.5 * float(np.log(2.0 * np.pi))
 NDTRI_STEPS = 6  # 5 needed
 
 
-def log1mexp(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def log1mexp(x: Values) -> Values:
     """``log(1 - exp(-x))`` for ``x >= 0`` (Maechler 2012): ``-inf`` at 0, 0 at infinity."""
     return jnp.where(x < LOG_2, jnp.log(-jnp.expm1(-x)), jnp.log1p(-jnp.exp(-x)))
 
 
-def expm1_minus(u: Float[Array, "..."]) -> Float[Array, "..."]:
+def expm1_minus(u: Values) -> Values:
     """``exp(u) - 1 - u`` to relative accuracy, by its Taylor series for ``|u| < 1/2``."""
     small = jnp.abs(u) < 0.5
     v = jnp.where(small, u, 0.0)
@@ -29,7 +31,7 @@ def expm1_minus(u: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(small, 0.5 * v * v * series, jnp.expm1(u) - u)
 
 
-def log1p_minus(w: Float[Array, "..."]) -> Float[Array, "..."]:
+def log1p_minus(w: Values) -> Values:
     """``log(1 + w) - w`` to relative accuracy: with ``r = w / (2 + w)``, ``log(1 + w) = 2 artanh(r)``."""
     small = (w > -0.51) & (w < 1.0)
     v = jnp.where(small, w, 0.0)
@@ -40,7 +42,7 @@ def log1p_minus(w: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(small, r * (2.0 * r * r * series - v), jnp.log1p(w) - w)
 
 
-def log_ndtr(z: Float[Array, "..."]) -> Float[Array, "..."]:
+def log_ndtr(z: Values) -> Values:
     """Log of the standard normal cdf, to relative accuracy in both tails.
 
     JAX's own loses the upper tail (0.2 % at ``z = 4`` in float32), and truncates the asymptotic series of the
@@ -58,17 +60,17 @@ def log_ndtr(z: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(z > 0, jnp.log1p(-tail), lower)
 
 
-def _log_phi(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def _log_phi(x: Values) -> Values:
     return -0.5 * x * x - HALF_LOG_2PI
 
 
-def _log_tails(z: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+def _log_tails(z: Values) -> tuple[Values, Values]:
     # the barrier keeps XLA from compiling a copy of the error function into every use: a third of the compile
     # time
     return lax.optimization_barrier((log_ndtr(z), log_ndtr(-z)))
 
 
-def ndtri_exp(log_p: Float[Array, "..."]) -> Float[Array, "..."]:
+def ndtri_exp(log_p: Values) -> Values:
     """The normal quantile of a log probability: the inverse of `log_ndtr`.
 
     **Arguments:** `log_p` below 0, of any size.
@@ -94,42 +96,38 @@ def ndtri_exp(log_p: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(upper, -root, root)
 
 
-def normal_score(log_p: Float[Array, "..."], log_q: Float[Array, "..."]) -> Float[Array, "..."]:
+def normal_score(log_p: Values, log_q: Values) -> Values:
     """The score of a value whose log lower and upper tail probabilities are given; uses the smaller one."""
     lower = log_p < log_q
     z = ndtri_exp(jnp.where(lower, log_p, log_q))
     return jnp.where(lower, z, -z)
 
 
-def half_normal(z: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Quantile of ``|N(0, 1)|``, to relative accuracy near zero: ``sqrt(2) erfinv(Phi(z))`` below the
-    median.
-    """
+def half_normal(z: Values) -> Values:
+    """Quantile of ``|N(0, 1)|``, to relative accuracy near zero: ``sqrt(2) erfinv(Phi(z))`` below the median."""
     log_p, log_q = _log_tails(z)
     small = float(np.sqrt(2.0)) * lax.erf_inv(jnp.exp(jnp.minimum(log_p, -LOG_2)))
     return jnp.where(z <= 0, small, -ndtri_exp(log_q - LOG_2))
 
 
-def half_normal_score(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def half_normal_score(x: Values) -> Values:
     """Inverse of `half_normal`."""
     y = x * float(np.sqrt(0.5))
     return normal_score(jnp.log(lax.erf(y)), LOG_2 + log_ndtr(-x))
 
 
-def exponential(z: Float[Array, "..."]) -> Float[Array, "..."]:
+def exponential(z: Values) -> Values:
     """Quantile of the unit exponential: ``-log Phi(-z)``."""
     return -log_ndtr(-z)
 
 
-def log_exponential(z: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Log of `exponential`, finite where the exponential itself underflows; minus a Gumbel quantile at
-    ``-z``.
-    """
+def log_exponential(z: Values) -> Values:
+    """Log of `exponential`, finite where the exponential itself underflows; minus a Gumbel quantile at ``-z``."""
     # -log(1 - p) = p to rounding once p < 1e-19
     return jnp.where(z < -9.0, log_ndtr(z), jnp.log(exponential(jnp.maximum(z, -9.0))))
 
 
-def log_exponential_score(log_x: Float[Array, "..."]) -> Float[Array, "..."]:
+def log_exponential_score(log_x: Values) -> Values:
     """Inverse of `log_exponential`: the score of a unit exponential value, given its log."""
     log_q = -jnp.exp(log_x)
     log_p = jnp.where(log_x < -45.0, log_x, log1mexp(-log_q))

@@ -1,21 +1,14 @@
 """Gamma distribution of unit rate, truncated below, above or on both sides."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from enkg_ppl.quantiles._bracket import invert
 from enkg_ppl.quantiles._gamma import _gamma_constant, _gamma_log_tails, gamma
 from enkg_ppl.quantiles._symmetric import _log_short_integral
-from enkg_ppl.quantiles._tails import _log_tails, expm1_minus, log1mexp, normal_score
+from enkg_ppl.quantiles._tails import Values, _log_tails, expm1_minus, log1mexp, normal_score
 
 
-def _gamma_log_mass(
-    low: Float[Array, "..."],
-    high: Float[Array, "..."],
-    width: Float[Array, "..."],
-    a: Float[Array, "..."],
-    constant: Float[Array, "..."],
-) -> Float[Array, "..."]:
+def _gamma_log_mass(low: Values, high: Values, width: Values, a: Values, constant: Values) -> Values:
     """``log`` of the probability of ``(low, high)``, also where ``width = high - low`` is tiny.
 
     A difference of tails, in the tail that does not cancel; over a short interval the integral of the density of
@@ -40,9 +33,7 @@ def _largest(dtype) -> float:
     return float(jnp.finfo(dtype).max) ** 0.5
 
 
-def truncated_gamma(
-    z: Float[Array, "..."], concentration: Float[Array, "..."], low: Float[Array, "..."], high: Float[Array, "..."]
-) -> Float[Array, "..."]:
+def truncated_gamma(z: Values, concentration: Values, low: Values, high: Values) -> Values:
     """Quantile of a unit-rate gamma distribution truncated to ``(low, high)``.
 
     **Arguments:** score `z`; `concentration` above 0; bounds, 0 and infinity allowed.
@@ -66,13 +57,8 @@ def truncated_gamma(
 
 
 def truncated_gamma_score(
-    value: Float[Array, "..."],
-    from_low: Float[Array, "..."],
-    to_high: Float[Array, "..."],
-    concentration: Float[Array, "..."],
-    low: Float[Array, "..."],
-    high: Float[Array, "..."],
-) -> Float[Array, "..."]:
+    value: Values, from_low: Values, to_high: Values, concentration: Values, low: Values, high: Values
+) -> Values:
     """Inverse of `truncated_gamma`; the distances from both bounds are given, so that neither cancels."""
     a, constant = concentration, _gamma_constant(concentration)
     high, to_high = jnp.minimum(high, _largest(value.dtype)), jnp.minimum(to_high, _largest(value.dtype))

@@ -3,17 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from enkg_ppl.quantiles._bracket import invert
-from enkg_ppl.quantiles._tails import LOG_2, log1mexp, log_ndtr, ndtri_exp
+from enkg_ppl.quantiles._tails import LOG_2, Values, log1mexp, log_ndtr, ndtri_exp
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
 _NODES, _WEIGHTS = 0.5 * (_NODES + 1.0), 0.5 * _WEIGHTS  # on (0, 1)
 REACH = 40.0  # the quadrature ends where the density has fallen by this much in the log
 
 
-def _log_upper(t: Float[Array, "..."], kappa: Float[Array, "..."]) -> Float[Array, "..."]:
+def _log_upper(t: Values, kappa: Values) -> Values:
     """``log`` of the integral of ``exp(kappa (cos s - 1))`` over ``(t, pi)``, for ``0 <= t <= pi``.
 
     By Gauss-Legendre quadrature up to where the density is ``exp(-REACH)`` of that at `t`, or to pi. The difference
@@ -32,7 +31,7 @@ def _log_upper(t: Float[Array, "..."], kappa: Float[Array, "..."]) -> Float[Arra
     return jnp.log(mean) + jnp.log(width) - 2.0 * kappa * half * half
 
 
-def von_mises(z: Float[Array, "..."], concentration: Float[Array, "..."]) -> Float[Array, "..."]:
+def von_mises(z: Values, concentration: Values) -> Values:
     """Quantile of the von Mises distribution around 0, cut at -pi and pi.
 
     **Arguments:** score `z`; `concentration` above 0. **Returns:** the angle, of the sign of `z`.
@@ -56,7 +55,7 @@ def von_mises(z: Float[Array, "..."], concentration: Float[Array, "..."]) -> Flo
     return jnp.sign(z) * angle
 
 
-def von_mises_score(angle: Float[Array, "..."], concentration: Float[Array, "..."]) -> Float[Array, "..."]:
+def von_mises_score(angle: Values, concentration: Values) -> Values:
     """Inverse of `von_mises`."""
     log_total = LOG_2 + _log_upper(jnp.zeros_like(concentration), concentration)
     log_q = _log_upper(jnp.minimum(jnp.abs(angle), jnp.pi), concentration) - log_total

@@ -5,6 +5,7 @@ from __future__ import annotations
 import equinox as eqx
 import numpy as np
 
+from enkg_ppl._checks import check_whole
 from enkg_ppl.evaluation._blocks import block_size
 from enkg_ppl.evaluation._evaluator import Evaluator
 from enkg_ppl.mixtures._fit import most_components
@@ -40,8 +41,7 @@ class EllipticalSlice(Refinement):
     num_components: int = eqx.field(static=True, default=16)
 
     def __check_init__(self):
-        if self.max_cycles < 2:
-            raise ValueError(f"EllipticalSlice needs max_cycles >= 2, two rounds of one; got {self.max_cycles}")
+        check_whole("EllipticalSlice", 2, " (two rounds of one)", max_cycles=self.max_cycles)
 
     def run(
         self,

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from enkg_ppl._checks import check_share, check_whole
 from enkg_ppl.diagnostics._weights import effective_size, pareto_khat
 from enkg_ppl.evaluation._blocks import block_size
 from enkg_ppl.evaluation._evaluator import Evaluator
@@ -102,11 +103,9 @@ class AdaptiveImportanceSampling(Refinement):
     max_evaluations: float = eqx.field(static=True, default=24.0)
 
     def __check_init__(self):
-        for name in ("effective_share", "prior_share"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"AdaptiveImportanceSampling needs 0 < {name} < 1; got {name}={getattr(self, name)}")
-        if self.num_components < 1:
-            raise ValueError(f"AdaptiveImportanceSampling needs num_components >= 1; got {self.num_components}")
+        name = type(self).__name__
+        check_share(name, effective_share=self.effective_share, prior_share=self.prior_share)
+        check_whole(name, num_components=self.num_components)
         if not self.max_evaluations > 0:
             raise ValueError(f"AdaptiveImportanceSampling needs max_evaluations > 0; got {self.max_evaluations}")
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from enkg_ppl.evaluation._evaluator import Evaluator
 from enkg_ppl.likelihood import Response
-from enkg_ppl.linearise._ridge import ridge_regression
+from enkg_ppl.linearise import affine_ridge, typical_noise
 from enkg_ppl.mixtures._student import Reference, gaussian
 from enkg_ppl.priors._coordinates import encode_all
 from enkg_ppl.problem import InverseProblem
@@ -29,13 +29,13 @@ def linearised_reference(z: Ensemble, response: Response, room: int, dtype) -> R
     `room`: see `fit`. None where hardly any simulation is usable.
     """
     z = np.asarray(z, float)
-    g, observed, noise = (np.asarray(a, float) for a in (response.prediction, response.observation, response.noise))
+    g, observed, noise = np.asarray(response.prediction, float), np.asarray(response.observation, float), response.noise
     usable = (np.abs(g) < LARGEST).all(axis=1) & np.isfinite(observed).all(axis=1) & np.isfinite(z).all(axis=1)
-    z, g, observed, noise = (a[usable] for a in (z, g, observed, noise))
+    z, g, observed = (a[usable] for a in (z, g, observed))
     if len(z) < 8:
         return None
-    slope, intercept, residual = ridge_regression(z, g)
-    noise = np.median(noise, axis=0) + residual
+    slope, intercept, residual = affine_ridge(z, g)
+    noise = typical_noise(np.asarray(noise)[usable]) + residual
     scaled = slope / np.sqrt(noise)[:, None]
     precision = np.eye(z.shape[1]) + scaled.T @ scaled
     innovation = (np.median(observed, axis=0) - intercept) / np.sqrt(noise)

@@ -21,13 +21,15 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
+from enkg_ppl.linearise import Fixed, ridge
+
 # Largest eigenvalue of P: at 1 there would be no noise left along it.
 MAX_SHARE = 0.95
 # Shifts longer than this many of their own standard deviations are cut, against wild simulators.
 MAX_SHIFT = 4.0
 # Differences of an output beyond this many times their median are cut.
 MAX_STEEPNESS = 5.0
-# Pairs that the slope is learnt from, and the ridge, in squared lengths of a typical pair.
+# Pairs that the slope is learnt from, and the penalty, in squared lengths of a typical pair.
 MAX_PAIRS = 1024
 RIDGE = 0.3
 # Directions that are kept, the best determined first: an ensemble does not tell more of them apart.
@@ -98,9 +100,8 @@ class Noising:
 class SlopePool:
     """The transposed slope of a simulator, from pairs of nearby inputs and their outputs: the latest `MAX_PAIRS`.
 
-    Ridge regression of ``(G(x') - G(x)) / (sqrt 2 sigma)`` on ``(x' - x) / (sqrt 2 sigma)``, in the space of pairs, so
-    that no matrix has two sides of dimensions. Outputs that differ by far more than most do are cut: a particle in a
-    steep place must not speak for all.
+    Ridge regression of ``(G(x') - G(x)) / (sqrt 2 sigma)`` on ``(x' - x) / (sqrt 2 sigma)``. Outputs that differ by far
+    more than most do are cut: a particle in a steep place must not speak for all.
     """
 
     def __init__(self, dim: int, m: int):
@@ -117,6 +118,4 @@ class SlopePool:
         if len(self._dx) < 2:
             return np.zeros((self._dx.shape[1], self._dg.shape[1]))
         most = MAX_STEEPNESS * np.median(np.abs(self._dg), axis=0)
-        gram = self._dx @ self._dx.T
-        gram[np.diag_indices_from(gram)] += RIDGE * np.trace(gram) / len(gram)
-        return self._dx.T @ np.linalg.solve(gram, np.clip(self._dg, -most, most))
+        return ridge(self._dx, np.clip(self._dg, -most, most), Fixed(RIDGE), np)

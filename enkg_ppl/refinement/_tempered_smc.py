@@ -7,6 +7,7 @@ import dataclasses
 import equinox as eqx
 import numpy as np
 
+from enkg_ppl._checks import check_whole
 from enkg_ppl.evaluation._blocks import block_size
 from enkg_ppl.evaluation._evaluator import Evaluator
 from enkg_ppl.mixtures._fit import best_fit, fit, most_components
@@ -81,10 +82,9 @@ class TemperedSMC(Refinement):
                 raise ValueError(f"TemperedSMC needs {name} as a tuple of two numbers; got {name}={value!r}")
         if not all(0 < share < 1 for share in self.target_ess):
             raise ValueError(f"TemperedSMC needs 0 < target_ess < 1, two of them; got target_ess={self.target_ess}")
-        if self.num_components < 1:
-            raise ValueError(f"TemperedSMC needs num_components >= 1; got {self.num_components}")
-        if self.num_scouts is not None and self.num_scouts < 4:
-            raise ValueError(f"TemperedSMC needs num_scouts >= 4; got {self.num_scouts}")
+        check_whole("TemperedSMC", num_components=self.num_components)
+        if self.num_scouts is not None:
+            check_whole("TemperedSMC", 4, ", or None", num_scouts=self.num_scouts)
         if not all(0 < share < 1 for share in self.prior_share):
             raise ValueError(f"TemperedSMC needs 0 < prior_share < 1, two of them; got prior_share={self.prior_share}")
 

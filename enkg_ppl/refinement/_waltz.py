@@ -12,9 +12,11 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Float
 
+from enkg_ppl._checks import check_share, check_whole
 from enkg_ppl.evaluation._blocks import block_size, in_blocks
 from enkg_ppl.evaluation._evaluator import Evaluator
 from enkg_ppl.likelihood import Response
+from enkg_ppl.linearise import typical_noise
 from enkg_ppl.posterior import Posterior
 from enkg_ppl.priors import Prior, over_particles
 from enkg_ppl.problem import InverseProblem
@@ -85,12 +87,9 @@ class DiffusionWaltz(Refinement):
     num_draw_steps: int = eqx.field(static=True, default=8)
 
     def __check_init__(self):
-        for name in ("max_rounds", "steps_per_round", "num_draw_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"DiffusionWaltz needs {name} >= 1; got {name}={getattr(self, name)}")
-        for name in ("acceptance", "max_correlation", "min_drift_p"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"DiffusionWaltz needs 0 < {name} < 1; got {name}={getattr(self, name)}")
+        counts, shares = ("max_rounds", "steps_per_round"), ("acceptance", "max_correlation", "min_drift_p")
+        check_whole("DiffusionWaltz", **{name: getattr(self, name) for name in (*counts, "num_draw_steps")})
+        check_share("DiffusionWaltz", **{name: getattr(self, name) for name in shares})
         if not self.spread >= 0:
             raise ValueError(f"DiffusionWaltz needs spread >= 0; got spread={self.spread}")
 
@@ -195,7 +194,7 @@ class _Waltz:
         self.num_steps, self.acceptances = 0, []
         self.sigma = SEARCH[1] * self.scale
         m = response.prediction.shape[1]
-        self.gamma = _typical_noise(response.noise)
+        self.gamma = typical_noise(response.noise)
         self.halves = [
             _Half(x[rows], log_likelihood[rows], jax.tree.map(lambda a, r=rows: a[r], response),
                   SlopePool(problem.dim, m), Noising.plain(problem.dim, m))
@@ -327,13 +326,6 @@ def _innovation(response: Response) -> Float[np.ndarray, "particles m"]:
     innovation = np.asarray(response.observation, float) - np.asarray(response.prediction, float)
     innovation = np.clip(innovation, -LARGEST, LARGEST)
     return np.where(np.isnan(innovation), 0.0, innovation)
-
-
-def _typical_noise(noise: Float[np.ndarray, "particles m"]) -> Float[np.ndarray, " m"]:
-    """One variance a datum: where it depends on the particle (Poisson, unknown scale), the median serves all."""
-    least = np.finfo(noise.dtype).tiny  # stands for zero, as at a count whose rate is
-    gamma = np.median(np.where(np.isfinite(noise) & (noise > least), noise, np.inf), axis=0)
-    return np.where(np.isfinite(gamma) & (gamma > 0), gamma, 1.0)
 
 
 def _widest(sigma, chance, acceptance: float) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from enkg_ppl._files import replacing, shown
 
 FORMAT = 1
 NAME = "training.safetensors"
@@ -25,15 +26,8 @@ def named_arrays(tree) -> dict[str, np.ndarray]:
 
 def save(folder: Path, tree, header: dict[str, Any]) -> None:
     """Write arrays and header; a run that is killed leaves the old file or the new one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f"{NAME}.{os.getpid()}.tmp"
-    try:
+    with replacing(folder / NAME) as beside:
         save_file(named_arrays(tree), beside, metadata={"enkg_ppl": json.dumps({"format": FORMAT, **header})})
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, folder / NAME)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def load(folder: Path, tree, run: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
@@ -58,7 +52,7 @@ def load(folder: Path, tree, run: dict[str, Any]) -> tuple[Any, dict[str, Any]] 
     for name in {**stored, **run}:
         if stored.get(name) != run.get(name):
             raise ValueError(
-                f"{path} holds another run, with {name} = {_short(stored.get(name))} where {_short(run.get(name))} was "
+                f"{path} holds another run, with {name} = {shown(stored.get(name))} where {shown(run.get(name))} was "
                 f"asked for: {elsewhere}"
             )
     return _filled(tree, arrays, path, elsewhere), header
@@ -75,8 +69,3 @@ def _filled(tree, arrays: dict[str, np.ndarray], path: Path, elsewhere: str):
             raise ValueError(f"{path} has {name} {have} where {leaf.dtype}{leaf.shape} is needed: {elsewhere}")
         found.append(array)
     return jax.tree_util.tree_unflatten(structure, found)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 120 else text[:117] + "..."

@@ -59,6 +59,16 @@ class GaussianPosterior:
         root = basis * np.sqrt(np.maximum(variances, 0))
         return self.mean + rng.standard_normal((num_draws, len(self.mean))) @ root.T
 
+    def truth(self, simulated_from: Float[np.ndarray, " dim"], num_draws: int) -> Truth:
+        return Truth(
+            self.sample(np.random.default_rng(0), num_draws),
+            source="closed form",
+            mean=self.mean,
+            sd=self.sd,
+            log_evidence=self.log_evidence,
+            simulated_from=simulated_from,
+        )
+
 
 def targets() -> list[Target]:
     """``closed_form/linear_gaussian_<dim>`` in 2, 10 and 100 dimensions."""
@@ -84,11 +94,4 @@ def _target(dim: int, num_data: int) -> Target:
 def _truth(A: Float[np.ndarray, "data dim"], y: Float[np.ndarray, " data"], theta: Float[np.ndarray, " dim"]) -> Truth:
     dim = len(theta)
     posterior = GaussianPosterior(A, y, NOISE_SD, np.zeros(dim), np.eye(dim))
-    return Truth(
-        posterior.sample(np.random.default_rng(0), NUM_DRAWS),
-        source="closed form",
-        mean=posterior.mean,
-        sd=posterior.sd,
-        log_evidence=posterior.log_evidence,
-        simulated_from=theta,
-    )
+    return posterior.truth(theta, NUM_DRAWS)

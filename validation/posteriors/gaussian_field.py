@@ -96,11 +96,4 @@ def _truth(noise_sd: float, number: int) -> Truth:
     data = simulate(noise_sd, number)
     H = np.eye(SIZE**2)[data.points]
     posterior = GaussianPosterior(H, data.y, noise_sd, np.zeros(SIZE**2), covariance(SIZE))
-    return Truth(
-        posterior.sample(np.random.default_rng(0), NUM_DRAWS),
-        source="closed form",
-        mean=posterior.mean,
-        sd=posterior.sd,
-        log_evidence=posterior.log_evidence,
-        simulated_from=data.x,
-    )
+    return posterior.truth(data.x, NUM_DRAWS)

@@ -15,8 +15,8 @@ from enkg_ppl.evaluation._blocks import in_blocks
 from enkg_ppl.evaluation._evaluator import Evaluator
 from enkg_ppl.evaluation._programs import compiled
 from enkg_ppl.likelihood import Response
+from enkg_ppl.linearise import affine_ridge
 from enkg_ppl.linearise._conditional import MOST_GIVEN, MOST_WORK, ConditionalGaussian, fit_conditional
-from enkg_ppl.linearise._ridge import ridge_regression
 from enkg_ppl.refinement._peaks import Peak, nearest_peak
 from enkg_ppl.types import AnyArray, Ensemble, Vector
 
@@ -185,7 +185,7 @@ def _scales_of_noise(pairs: Simulated) -> set[int]:
     free = np.asarray(pairs.free)[:, : pairs.z.shape[1]]
     free, prediction, noise = (_ranks(a) for a in (free, prediction[:, some], noise[:, some]))
     of_noise = (noise.T @ free / len(free)) ** 2
-    slope, _, _ = ridge_regression(free, prediction)
+    slope, _, _ = affine_ridge(free, prediction)
     return {int(j) for j in np.flatnonzero(np.any((of_noise > 0.5) & (slope**2 < LEAST_SHARE), axis=0))}
 
 
