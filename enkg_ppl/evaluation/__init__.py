@@ -1,8 +1,9 @@
 """Running the simulator: whole ensembles, host code, batches, and one account of what was simulated."""
 
 from enkg_ppl.evaluation._black_box import blackbox
+from enkg_ppl.evaluation._command import command_simulator
 from enkg_ppl.evaluation._evaluator import Evaluator, Respond, Simulated
 from enkg_ppl.evaluation._failure import BlackBoxError
 from enkg_ppl.evaluation._ledger import BudgetEnd, Ledger
 
-__all__ = ["BlackBoxError", "BudgetEnd", "Evaluator", "Ledger", "Respond", "Simulated", "blackbox"]
+__all__ = ["BlackBoxError", "BudgetEnd", "Evaluator", "Ledger", "Respond", "Simulated", "blackbox", "command_simulator"]
