@@ -5,5 +5,16 @@ from enkg_ppl.evaluation._command import command_simulator
 from enkg_ppl.evaluation._evaluator import Evaluator, Respond, Simulated
 from enkg_ppl.evaluation._failure import BlackBoxError
 from enkg_ppl.evaluation._ledger import BudgetEnd, Ledger
+from enkg_ppl.evaluation._umbridge import umbridge_simulator
 
-__all__ = ["BlackBoxError", "BudgetEnd", "Evaluator", "Ledger", "Respond", "Simulated", "blackbox", "command_simulator"]
+__all__ = [
+    "BlackBoxError",
+    "BudgetEnd",
+    "Evaluator",
+    "Ledger",
+    "Respond",
+    "Simulated",
+    "blackbox",
+    "command_simulator",
+    "umbridge_simulator",
+]

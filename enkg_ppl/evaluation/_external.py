@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 import inspect
 import math
@@ -31,7 +32,7 @@ class SimulatorGone(ConnectionError):
     """No further simulation can be had, whatever the parameters."""
 
 
-class External:
+class External(abc.ABC):
     """A simulator that is called with the parameters of one particle, and ends in time by itself.
 
     `parameters`: their names. A subclass has `__call__`, which keeps to `_timeout` seconds (None: any number) and hands
@@ -39,12 +40,16 @@ class External:
     right.
     """
 
-    _shape: Shape | Callable[..., Shape] | None = None
+    _shape: Shape | Callable[..., Any] | None = None
     _timeout: float | None = None
 
     def __init__(self, name: str, parameters: Sequence[str]):
         self.__name__ = name
         self.parameters = tuple(parameters)
+
+    @abc.abstractmethod
+    def __call__(self, *args) -> np.ndarray:
+        """The result for one particle."""
 
     def __repr__(self) -> str:
         return f"<{self.__name__}({', '.join(self.parameters)})>"
@@ -54,7 +59,7 @@ class External:
         kind = inspect.Parameter.POSITIONAL_ONLY
         return inspect.Signature([inspect.Parameter(name, kind) for name in self.parameters])
 
-    def due(self, shape: Shape | Callable[..., Shape], timeout: float | None) -> External:
+    def due(self, shape: Shape | Callable[..., Any], timeout: float | None) -> External:
         """This simulator, for results of that shape (or function of the arguments) within so many seconds a call."""
         made = copy.copy(self)
         made._shape, made._timeout = shape, timeout
