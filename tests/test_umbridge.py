@@ -80,7 +80,7 @@ FUNCTIONS = {
     "name", ["gaussian-mixture", *(pytest.param(name, marks=pytest.mark.slow) for name in ("donut", "banana"))]
 )
 def test_densities_of_the_benchmark_library(url, name):
-    """Against sums over a grid with steps of an eighth of the thickness of the donut: four standard errors of the draws."""
+    """Against sums over a grid, of an eighth of the thickness of the donut: four standard errors of the draws."""
     with ThreadPoolExecutor(4) as pool:
         log_density = blackbox(umbridge_simulator(url, name), shape=(), executor=pool, timeout=60.0)
 
