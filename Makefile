@@ -10,7 +10,7 @@ ARGS ?=
 
 # What each target installs besides the package itself.
 EXTRAS_demo := models,validation
-EXTRAS_test := models,validation,test
+EXTRAS_test := models,validation,test,umbridge
 EXTRAS_lint := models,validation,distributed,test,lint
 
 # Compiled JAX programs are kept between runs. Switch off with: make test JAX_COMPILATION_CACHE_DIR=

@@ -7,14 +7,17 @@ stage a run has `Reached`; what an ensemble gave is `Simulated`. `Respond` is wh
 `Meeting`.
 
 Refinements are given an `Evaluator` and corrections a `Respond`: neither calls the simulator itself. To run simulations
-elsewhere (a cluster, another process), write a function for `blackbox`, or give it an executor.
+elsewhere (a cluster, another process), write a function for `blackbox`, or give it an executor. `command_simulator`
+makes one of an external program, `umbridge_simulator` one of a model behind an UM-Bridge server.
 """
 
 from enkg_ppl.evaluation._black_box import BlackBox, blackbox
+from enkg_ppl.evaluation._command import command_simulator
 from enkg_ppl.evaluation._ensembles import EnsembleMethod, Meeting
 from enkg_ppl.evaluation._evaluator import Evaluator, Respond, Simulated
 from enkg_ppl.evaluation._failure import BlackBoxError
 from enkg_ppl.evaluation._ledger import BudgetEnd, Ledger, Reached
+from enkg_ppl.evaluation._umbridge import umbridge_simulator
 
 __all__ = [
     "BlackBox",
@@ -28,4 +31,6 @@ __all__ = [
     "Respond",
     "Simulated",
     "blackbox",
+    "command_simulator",
+    "umbridge_simulator",
 ]

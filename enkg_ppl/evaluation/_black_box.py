@@ -15,6 +15,7 @@ import numpy as np
 
 from enkg_ppl._checks import whole_shape
 from enkg_ppl._keywords import explain_keywords
+from enkg_ppl.evaluation._external import External, SimulationError, SimulatorGone, describe
 from enkg_ppl.evaluation._failure import (
     HOPELESS,
     BlackBoxError,
@@ -30,12 +31,12 @@ from enkg_ppl.evaluation._failure import (
 from enkg_ppl.evaluation._host_call import host_call
 from enkg_ppl.evaluation._workers import (
     SimulatorTimeout,
-    Timed,
     UnusableExecutor,
     WorkerDied,
     Workers,
     forks,
     is_picklable,
+    timed,
 )
 
 __all__ = ["BlackBox", "BlackBoxError", "blackbox", "only_rows", "raise_host_failure", "watch_black_boxes"]
@@ -68,7 +69,8 @@ def blackbox(
 ) -> BlackBox:
     """Wrap host code as a simulator that can be called inside a NumPyro model.
 
-    `fn`: takes NumPy arrays and returns an array of `shape` for one particle. With `vectorized=True` every
+    `fn`: takes NumPy arrays and returns an array of `shape` for one particle; for a program or a server, what
+    `command_simulator` or `umbridge_simulator` of `enkg_ppl.evaluation` returned. With `vectorized=True` every
     argument has a leading particle axis and so must the result, `(particles, *shape)`: one call an ensemble.
     Otherwise it is called once a particle, in turn, or side by side where an `executor` is given (anything with
     `submit`; a process pool needs a picklable `fn`, and one that forks, as Linux has it by default before Python 3.14,
@@ -127,6 +129,10 @@ class BlackBox:
             raise TypeError(f"blackbox needs an executor with a submit method; got {executor!r}")
         if executor is not None and vectorized:
             raise ValueError("blackbox takes an executor or vectorized=True, not both: drop one of them")
+        if isinstance(fn, External):
+            if vectorized:
+                raise ValueError(f"{fn.__name__} simulates one particle a call: drop vectorized=True")
+            fn = fn.due(shape, timeout)
         self.fn = fn
         self.shape = shape
         self.dtype = dtype
@@ -143,7 +149,7 @@ class BlackBox:
         self.__name__ = self.name
         self._argument_names = _argument_names(fn)
         self._workers = None if executor is None else Workers(executor, fn, timeout)
-        self._timed = fn if timeout is None else Timed(fn, timeout)
+        self._timed = timed(fn, timeout)
         if isinstance(executor, ProcessPoolExecutor):
             self._check_pool(executor)
 
@@ -265,6 +271,8 @@ class BlackBox:
         for i, value, error in self._outcomes([[a[row] for a in rows] for row in wanted]):
             self.num_calls += 1
             where = wanted[i : i + 1]
+            if isinstance(error, SimulatorGone):
+                raise BlackBoxError(f"{self.name} {error}") from error
             if error is not None:
                 yield where, self._failure(error, rows, where)
             else:
@@ -313,9 +321,11 @@ class BlackBox:
         if len(where) > 1:
             text = f"an ensemble of {len(where)} whose first member is {text}"
         if isinstance(error, SimulatorTimeout):
-            what = f"took longer than {self.timeout} s"
+            what = f"took longer than {self.timeout} s{error}"
         elif isinstance(error, WorkerDied):
             what = "ended its worker process (killed, out of memory, or os._exit)"
+        elif isinstance(error, SimulationError):
+            what = error.what
         elif isinstance(error, SystemExit):
             what = f"called sys.exit({error.code!r})"
         else:
@@ -432,11 +442,7 @@ class BlackBox:
 
     def _describe(self, rows, row: int) -> str:
         """The arguments of one particle, by name."""
-        parts = []
-        for i, a in enumerate(rows):
-            text = np.array2string(np.asarray(a[row]), precision=6, threshold=20, separator=", ")
-            parts.append(f"{self._argument_name(i)}={text}")
-        return ", ".join(parts) or "no arguments"
+        return describe([self._argument_name(i) for i in range(len(rows))], [a[row] for a in rows])
 
     def _argument_name(self, i: int) -> str:
         return self._argument_names[i] if i < len(self._argument_names) else f"argument {i}"

@@ -20,6 +20,8 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import Any
 
+from enkg_ppl.evaluation._external import External
+
 # Seconds beyond its time after which the worker of a pool is ended from outside, as where compiled code holds Python's
 # lock; within them it may also have to start.
 GRACE = 30.0
@@ -32,7 +34,7 @@ Outcome = tuple[int, Any, BaseException | None]  # which call, its result, or wh
 
 
 class SimulatorTimeout(TimeoutError):
-    """In place of a result that took too long."""
+    """In place of a result that took too long; its text, if it has one, goes on after saying so."""
 
 
 class WorkerDied(RuntimeError):
@@ -74,6 +76,11 @@ class Timed:
         return value
 
 
+def timed(fn: Callable, seconds: float | None) -> Callable:
+    """`fn` within its time; what is no Python function sees to that itself."""
+    return fn if seconds is None or isinstance(fn, External) else Timed(fn, seconds)
+
+
 def _leave_behind(thread: threading.Thread) -> None:
     if thread.native_id is not None:
         for pid in _children(Path(f"/proc/self/task/{thread.native_id}/children")):
@@ -103,7 +110,7 @@ class Workers:
 
     def __init__(self, executor: Executor, fn: Callable, timeout: float | None):
         self._executor, self._timeout = executor, timeout
-        self._fn = fn if timeout is None else Timed(fn, timeout)
+        self._fn = timed(fn, timeout)
 
     def outcomes(self, calls: Sequence[Sequence[Any]]) -> Iterator[Outcome]:
         """Results, or what was raised, of every call, as they come.
