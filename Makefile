@@ -9,7 +9,7 @@ WORKERS ?= $(if $(filter 1 2 3,$(CORES)),$(CORES),4)
 ARGS ?=
 
 # What each target installs besides the package itself.
-EXTRAS_demo := models
+EXTRAS_demo := models,validation
 EXTRAS_test := models,validation,test
 EXTRAS_lint := models,validation,distributed,test,lint
 
@@ -57,7 +57,7 @@ help:
 	@echo 'Environments live in .venv/<Python version>; choose a Python with PYTHON=python3.12.'
 
 demo: $(VENV)/.demo
-	@$(BIN)/python -m models.lynx_hare
+	@$(BIN)/python -m validation.demos.lynx_hare
 
 # Most of the tests' time is spent compiling: here in haste, as far as this jaxlib knows the flags (an unknown one would
 # end the process). test-slow and test-all compile as users do.

@@ -3,7 +3,9 @@
 What most users need is here. The rest is in namespaces: `enkg_ppl.priors` (and `enkg_ppl.priors.preconditioning`),
 `enkg_ppl.networks`, `enkg_ppl.training`, `enkg_ppl.likelihood`, `enkg_ppl.schedule`, `enkg_ppl.guidance`,
 `enkg_ppl.refinement`, `enkg_ppl.evaluation`, `enkg_ppl.numpyro` (and `enkg_ppl.numpyro.transports`),
-`enkg_ppl.quantiles`, `enkg_ppl.diagnostics` and `enkg_ppl.calibration`.
+`enkg_ppl.quantiles`, `enkg_ppl.diagnostics` and `enkg_ppl.calibration`, and of what all of them speak:
+`enkg_ppl.problem`, `enkg_ppl.posterior` and `enkg_ppl.types`. Each says how it is extended; CONTRIBUTING.md has
+examples.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import importlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from enkg_ppl._infer import infer
+from enkg_ppl._infer import RunProgress, infer
 from enkg_ppl.evaluation import BlackBoxError, blackbox
 from enkg_ppl.guidance import KalmanCorrection, PublishedCorrection, guide
 from enkg_ppl.numpyro import DiffusionPrior, EnKG, ModelError, fit_prior
@@ -44,6 +46,7 @@ __all__ = [
     "NetworkPrior",
     "Posterior",
     "PublishedCorrection",
+    "RunProgress",
     "TemperedSMC",
     "VarianceExploding",
     "VariancePreserving",

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from enkg_ppl._types import Ensemble, Key
+from enkg_ppl._keywords import explain_keywords
 from enkg_ppl.diagnostics._fields import NUM_PRIOR_DRAWS, EnsembleCheck, check_ensemble
 from enkg_ppl.evaluation._black_box import watch_black_boxes
 from enkg_ppl.evaluation._blocks import block_size
@@ -22,23 +22,25 @@ from enkg_ppl.guidance._anneal import anneal
 from enkg_ppl.guidance._guide import guide
 from enkg_ppl.posterior import Posterior
 from enkg_ppl.priors import Prior, over_particles
-from enkg_ppl.priors._flow import quick_draw
 from enkg_ppl.problem import InverseProblem
 from enkg_ppl.refinement import AdaptiveImportanceSampling, DiffusionWaltz, EllipticalSlice, Refinement, TemperedSMC
+from enkg_ppl.refinement._importance import attempt
 from enkg_ppl.refinement._peaks import Found
 from enkg_ppl.schedule import Schedule
+from enkg_ppl.types import Ensemble, Key
 
 # Levels of the guided flow where a refinement follows: as a proposal it need not be as good as where it is the result.
 PROPOSAL_LEVELS = 8
 
 
-class Progress(NamedTuple):
+class RunProgress(NamedTuple):
     """Where a run stands: ``guide(level, num_levels)``, ``refine(fraction, words)``."""
 
     guide: Callable[[int, int], None]
     refine: Callable[[float, str], None]
 
 
+@explain_keywords("infer")
 @watch_black_boxes()
 def infer(
     key: Key,
@@ -54,7 +56,7 @@ def infer(
     check: bool = True,
     init: Ensemble | None = None,
     evaluator: Evaluator | None = None,
-    progress: Progress | None = None,
+    progress: RunProgress | None = None,
     last_look: bool = False,
 ) -> Posterior:
     """Draw `num_particles` times from the posterior of an inverse problem.
@@ -144,7 +146,8 @@ def _weighted(
     least = quick.least_evaluations(problem.dim)
     if ledger.remaining < least:
         raise ValueError(ledger.too_few(f"num_particles={num_particles}", least))
-    attempt = quick.attempt(
+    tried = attempt(
+        quick,
         jr.fold_in(key, 2),
         problem,
         num_particles=num_particles,
@@ -154,15 +157,15 @@ def _weighted(
         last_look=kept_for_later,
         only_if_sound=ledger.remaining > (WORTHWHILE + 2) * num_particles + kept_for_later,
     )
-    posterior = attempt.posterior
+    posterior = tried.posterior
     if posterior is None:
-        return None, attempt.found, "the search for modes leaves a doubt on weighted draws"
-    come_to = f"{posterior.stats['weights']:,} weighted draws came to an effective size of"
-    come_to = f"{come_to} {posterior.stats['weight_ess']:,.0f}"
-    if attempt.fits or ledger.remaining < WORTHWHILE * num_particles + kept_for_later:
+        return None, tried.found, "the search for modes leaves a doubt on weighted draws"
+    weights, worth = posterior.stats.get("weights", 0), posterior.stats.get("weight_ess", 0.0)
+    come_to = f"{weights:,} weighted draws came to an effective size of {worth:,.0f}"
+    if tried.fits or ledger.remaining < WORTHWHILE * num_particles + kept_for_later:
         posterior.stats = {"refinement": f"AdaptiveImportanceSampling: {come_to}", **posterior.stats}
-        return posterior, attempt.found, come_to
-    return None, attempt.found, f"{come_to}, or left a doubt"
+        return posterior, tried.found, come_to
+    return None, tried.found, f"{come_to}, or left a doubt"
 
 
 def _guided_and_refined(
@@ -179,7 +182,7 @@ def _guided_and_refined(
     check: bool,
     init: Ensemble | None,
     found: Found | None,
-    progress: Progress | None,
+    progress: RunProgress | None,
 ) -> Posterior:
     """The guided flow, and then the refinement."""
     ledger, as_asked = evaluate.ledger, correction is not None or schedule is not None
@@ -268,7 +271,7 @@ def _prior_draws(prior: Prior) -> Ensemble:
 
 @eqx.filter_jit
 def _drawn(prior: Prior, keys) -> Ensemble:
-    return over_particles(prior, lambda key: quick_draw(key, prior), keys)
+    return over_particles(prior, lambda key: prior.rough_sample(key), keys)
 
 
 LEAST = 4  # evaluations a draw that any refinement needs to be of use

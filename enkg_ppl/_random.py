@@ -17,7 +17,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import AnyArray, Key
+from enkg_ppl.types import AnyArray, Key
 
 SMALLEST = 1024  # sizes are powers of two from here on
 

@@ -1,4 +1,8 @@
-"""Likelihoods as functions of the SIMULATOR OUTPUT g, never of the latent: no simulator gradient is needed."""
+"""Likelihoods as functions of the SIMULATOR OUTPUT g, never of the latent: no simulator gradient is needed.
+
+Data with Gaussian noise, counts, and data with outliers have theirs here. A new `Likelihood` implements `log_prob` and
+`fisher`, from which its working `Response` follows, the form in which corrections see it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,9 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import AnyArray, Output, Scalar
+from enkg_ppl.types import AnyArray, Output, Scalar
+
+__all__ = ["GaussianLikelihood", "Likelihood", "PoissonLikelihood", "Response", "StudentTLikelihood"]
 
 
 class Response(NamedTuple):

@@ -1,4 +1,8 @@
-"""An inverse problem in three pieces: prior over latents, forward map, likelihood of its output."""
+"""An inverse problem in three pieces: prior over latents, forward map, likelihood of its output.
+
+What `infer` and `guide` take where there is no NumPyro model; `EnKG` makes one of its model. Any
+`enkg_ppl.priors.Prior` goes with any function and any `enkg_ppl.likelihood.Likelihood`.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 
-from enkg_ppl._types import Output, Scalar, Vector
 from enkg_ppl.likelihood import Likelihood
+from enkg_ppl.types import Output, Scalar, Vector
 
 if TYPE_CHECKING:
     from enkg_ppl.priors import Prior
+
+__all__ = ["InverseProblem"]
 
 
 def _identity(x):

@@ -1,4 +1,8 @@
-"""Noise levels: decreasing standard deviations ``sigma_0 > ... > sigma_{N-1} > sigma_N = 0``."""
+"""Noise levels: decreasing standard deviations ``sigma_0 > ... > sigma_{N-1} > sigma_N = 0``.
+
+Those of Karras et al. and of the variance-preserving and variance-exploding diffusions. A new `Schedule` has a number
+of steps and implements `levels`; it is used by ``schedule=`` of `EnKG`, `infer` and `guide`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from enkg_ppl._checks import check_share, check_whole
-from enkg_ppl._types import Scalar
+from enkg_ppl.types import Scalar
+
+__all__ = ["Karras", "Schedule", "VarianceExploding", "VariancePreserving", "karras_levels"]
 
 
 class Schedule(eqx.Module):

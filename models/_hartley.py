@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
-
-from enkg_ppl._types import Vector
 
 
 class Hartley(eqx.Module):
@@ -14,6 +13,6 @@ class Hartley(eqx.Module):
 
     size: int = eqx.field(static=True)
 
-    def __call__(self, x: Vector) -> Float[Array, " dim"]:
+    def __call__(self, x: Float[Array | np.ndarray, " dim"]) -> Float[Array, " dim"]:
         spectrum = jnp.fft.fft2(x.reshape(self.size, self.size), norm="ortho")
         return (spectrum.real - spectrum.imag).ravel()

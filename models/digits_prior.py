@@ -6,7 +6,7 @@ density of 17 discrete levels. A tenth of the images is held out and decides whi
 stretching and shifting the images a little does not help: at 8 x 8 it changes their distribution, and the held-out
 loss is larger.)
 
-    python -m models.cards digits --train
+    python -m validation.demos.cards digits --train
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ al. 2021 (arXiv 2102.01010).
 from __future__ import annotations
 
 import argparse
-import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,10 +35,9 @@ from matplotlib.figure import Figure
 
 from enkg_ppl import GaussianPrior, NetworkPrior, load_prior, save_prior, train_prior
 from enkg_ppl.networks import SongUNet
-from enkg_ppl.priors._flow import decode
 from enkg_ppl.training import LogNormalNoise
 from enkg_ppl.training._loss import denoising_loss
-from models import _page
+from models import pictures
 from models._hartley import Hartley
 
 VISCOSITY, WAVES = 1 / 40, 4
@@ -349,7 +347,7 @@ def samples(prior: NetworkPrior, num: int, *, seed: int = 0, batch: int = 16) ->
     """Draws of the prior, ``(num, n, n)``, by the flow in fixed steps that inference uses, in 32 bits."""
     prior = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), prior)
     z = np.asarray(jr.normal(jr.key(seed), (num, prior.dim), jnp.float32))
-    run = jax.jit(lambda prior, z: jax.vmap(functools.partial(decode, prior))(z))
+    run = jax.jit(lambda prior, z: jax.vmap(prior.decode)(z))
     drawn = [np.asarray(run(prior, np.resize(z[i : i + batch], (batch, prior.dim)))) for i in range(0, num, batch)]
     return np.concatenate(drawn)[:num].reshape(num, *prior.event_shape[1:])
 
@@ -380,10 +378,10 @@ def _mean_and_error(values: Float[np.ndarray, " n"]) -> list[float]:
 def picture(prior: NetworkPrior, drawn: Fields, data: Fields) -> Figure:
     """Losses by step, samples, data, and both energy spectra."""
     record = prior.record
-    with _page.style():
+    with pictures.style():
         figure, axes = plt.subplots(1, 4, figsize=(15, 3.7), layout="constrained")
-        axes[0].plot(record["steps"], record["loss"], color=_page.MUTED, label="training")
-        axes[0].plot(record["steps"], record["held_out"], color=_page.METHOD, label="held out")
+        axes[0].plot(record["steps"], record["loss"], color=pictures.MUTED, label="training")
+        axes[0].plot(record["steps"], record["held_out"], color=pictures.METHOD, label="held out")
         axes[0].set(xlabel="step", title="Loss", ylim=(0, None))
         axes[0].legend()
         bound = 3 * data.std()
@@ -397,8 +395,8 @@ def picture(prior: NetworkPrior, drawn: Fields, data: Fields) -> Figure:
             ax.set_axis_off()
         figure.colorbar(image, ax=axes[2], label="vorticity", shrink=0.85)
         shells = np.arange(1, COARSE // 2)
-        axes[3].loglog(shells, spectrum(data), color=_page.REFERENCE, ls=(0, _page.DASHES[1]), label="data")
-        axes[3].loglog(shells, spectrum(drawn), color=_page.METHOD, label="samples")
+        axes[3].loglog(shells, spectrum(data), color=pictures.REFERENCE, ls=(0, pictures.DASHES[1]), label="data")
+        axes[3].loglog(shells, spectrum(drawn), color=pictures.METHOD, label="samples")
         axes[3].set(xlabel="wave number", title="Energy")
         axes[3].legend()
         plt.close(figure)
@@ -507,7 +505,7 @@ def main(argv: list[str] | None = None) -> None:
         prior, data = load(options.folder), np.load(options.data / "held_out.npy")[:, 0]
         data = np.random.default_rng(options.seed).permutation(data)
         drawn = samples(prior, options.samples, seed=options.seed)
-        _page.save_png(picture(prior, drawn, data), options.folder / "card.png", 1500)
+        pictures.save_png(picture(prior, drawn, data), options.folder / "card.png", 1500)
         with np.load(options.data / "series.npz") as stored:
             text = card(prior, drawn, data, stored["train"])
         (options.folder / "card.md").write_text(text, "utf-8")

@@ -34,9 +34,8 @@ from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
 from enkg_ppl import InverseProblem, KalmanCorrection, Posterior, PublishedCorrection, calibration, infer
-from enkg_ppl._types import Vector
 from enkg_ppl.likelihood import GaussianLikelihood
-from models import _page, kolmogorov
+from models import kolmogorov, pictures
 
 SIZE, STRIDE = 32, 2
 NUM_PARTICLES = 96
@@ -73,7 +72,7 @@ class Look:
         self.step = kolmogorov.solver(SIZE)
         self.num_steps = round(duration / kolmogorov.TIME_STEP)
 
-    def __call__(self, w: Vector) -> Float[Array, "256"]:
+    def __call__(self, w: Float[Array | np.ndarray, "1024"]) -> Float[Array, "256"]:
         start = jnp.asarray(w, jnp.result_type(float)).reshape(1, SIZE, SIZE)  # the solver's own precision
         after = jax.lax.fori_loop(0, self.num_steps, lambda _, w: self.step(w), start)
         return after[0, ::STRIDE, ::STRIDE].ravel().astype(w.dtype)
@@ -216,7 +215,7 @@ def picture(setting: Setting, number: int, posterior: Posterior, case: InversePr
         ("standard deviation", draws.std(axis=0)),
     ]
     bound = 3 * FIELD_SD
-    with _page.style():
+    with pictures.style():
         figure, axes = plt.subplots(1, len(panels), figsize=(15, 3), layout="constrained")
         for ax, (title, field) in zip(axes, panels, strict=True):
             size = round(len(field) ** 0.5)
@@ -260,7 +259,7 @@ def main(argv: list[str] | None = None) -> None:
         setting = SETTINGS[options.settings[0]]
         case = problem(setting, truths()[0])
         posterior = solve(case, setting, 0, options.particles, options.quick)
-        _page.save_png(picture(setting, 0, posterior, case), options.picture, 1500, few_colours=False)
+        pictures.save_png(picture(setting, 0, posterior, case), options.picture, 1500, few_colours=False)
         print(options.picture)
         return
     kept = options.out and options.out.exists()

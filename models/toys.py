@@ -3,13 +3,10 @@
 Each toy is a mixture of Gaussians: eight on a ring, or many along the arcs of two moons and of a Swiss roll, so that
 the exact denoiser and density are closed forms to compare a network with.
 
-    python -m models.toys two_moons
+    python -m validation.demos.toys two_moons    trains a network, and sets its draws beside exact ones
 """
 
 from __future__ import annotations
-
-import argparse
-import time
 
 import jax
 import jax.numpy as jnp
@@ -100,37 +97,4 @@ def log_prob_error(prior: Prior, exact: MixturePrior, key, num: int = 1000) -> F
 def flow_draws(prior: Prior, key, num: int) -> Float[np.ndarray, "num 2"]:
     """Draws of a prior through its probability flow, solved adaptively."""
     z = jr.normal(key, (num, prior.dim))
-    return np.asarray(jax.jit(lambda flow, z: jax.vmap(flow.decode)(z))(Flow(prior), z))
-
-
-def main() -> None:
-    from validation.metrics import c2st  # scikit-learn takes a while to load
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("toy", choices=TOYS)
-    parser.add_argument("--num-steps", type=int, default=NUM_STEPS)
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    options = parser.parse_args()
-    exact = TOYS[options.toy]()
-    started = time.process_time()
-    prior = train(
-        exact,
-        seed=options.seed,
-        num_steps=options.num_steps,
-        batch_size=options.batch_size,
-        progress_bar=not options.quiet,
-    )
-    keys = jr.split(jr.key(1000 + options.seed), 4)
-    print(f"{options.toy}: {options.num_steps} steps, {time.process_time() - started:.0f} s of CPU with compilation")
-    for sigma, excess in excess_error(prior, exact, keys[0]).items():
-        print(f"  excess of the denoiser's error at noise level {sigma:g}: {100 * excess:.2f} %")
-    error = log_prob_error(prior, exact, keys[1]) / prior.dim
-    print(f"  log_prob: mean absolute error {np.abs(error).mean():.4f} nats a dimension, bias {error.mean():+.4f}")
-    score = c2st(flow_draws(prior, keys[2], 5000), draws(keys[3], exact, 5000))
-    print(f"  two-sample classifier on 5,000 draws of each: {score:.3f}")
-
-
-if __name__ == "__main__":
-    main()
+    return np.asarray(jax.jit(lambda flow, z: jax.vmap(flow.forward)(z))(Flow(prior), z))

@@ -12,31 +12,11 @@ from scipy.stats import binom, kstest
 
 from enkg_ppl import EnKG
 from models import gillespie
-from models.beside_nuts import (
-    ASSAY_ERROR,
-    CONCENTRATION,
-    DOSE,
-    DOSES,
-    HALF_SPEED,
-    HOURS,
-    IMPORTED,
-    POPULATION,
-    WEEKS,
-    Comparison,
-    Outcome,
-    build_page,
-    epidemic_cases,
-    epidemic_cases_twin,
-    format_table,
-    log_concentration,
-    log_concentration_twin,
-    problems,
-    response,
-    response_twin,
-    reweighted,
-    solve,
-)
+from models.dose_response import DOSES, response, response_twin
+from models.elimination import ASSAY_ERROR, DOSE, HALF_SPEED, HOURS, log_concentration, log_concentration_twin
+from models.epidemic import CONCENTRATION, IMPORTED, POPULATION, WEEKS, weekly_cases, weekly_cases_twin
 from validation.compare import moments_table
+from validation.demos.beside_nuts import Comparison, Outcome, build_page, format_table, problems, reweighted, solve
 
 PROBLEMS = problems()
 
@@ -129,15 +109,15 @@ def test_replicates_keep_a_fraction_of_a_person():
 def test_epidemic_tends_to_its_twin():
     """The mean of 60 seeds, four standard errors, and 6 % of the peak: a mean of people is not quite the equation."""
     parameters = np.array([[2.0, 1.0, 0.02], [1.6, 0.7, 0.03], [3.0, 1.5, 0.01]]).T
-    simulated = np.array([epidemic_cases(*parameters, seed=seed) for seed in range(60)])
-    exact = np.asarray(jax.vmap(epidemic_cases_twin)(*jnp.asarray(parameters)))
+    simulated = np.array([weekly_cases(*parameters, seed=seed) for seed in range(60)])
+    exact = np.asarray(jax.vmap(weekly_cases_twin)(*jnp.asarray(parameters)))
     error = np.abs(simulated.mean(axis=0) - exact)
     assert np.all(error < 4 * simulated.std(axis=0) / np.sqrt(60) + 0.06 * exact.max(axis=1, keepdims=True))
 
 
 def test_epidemic_of_a_larger_town_is_closer_to_its_twin():
     parameters = np.array([2.0]), np.array([1.0]), np.array([0.02])
-    exact = np.asarray(epidemic_cases_twin(*(jnp.asarray(value[0]) for value in parameters))) / POPULATION
+    exact = np.asarray(weekly_cases_twin(*(jnp.asarray(value[0]) for value in parameters))) / POPULATION
     errors = []
     for population in (250, 4000):
         people = outbreak(*parameters, replicates=100, weeks=WEEKS, population=population)
@@ -152,7 +132,7 @@ def test_twin_of_the_epidemic_solves_its_equation():
         return [-infections, infections - 0.8 * state[1]]
 
     truth = solve_ivp(field, (0, WEEKS), [0.99, 0.01], "LSODA", t_eval=np.arange(WEEKS + 1), rtol=1e-10, atol=1e-12)
-    cases = epidemic_cases_twin(*(jnp.asarray(value) for value in (2.4, 0.8, 0.01)))
+    cases = weekly_cases_twin(*(jnp.asarray(value) for value in (2.4, 0.8, 0.01)))
     np.testing.assert_allclose(cases, -POPULATION * np.diff(truth.y[0]), rtol=1e-4)
 
 
@@ -196,8 +176,8 @@ def test_reweighting_moves_towards_what_the_black_box_says():
         "recovery": 0.7 * np.exp(0.05 * rng.standard_normal(num)),
         "infected": 0.02 * np.exp(0.1 * rng.standard_normal(num)),
     }
-    draws["cases"] = IMPORTED + np.asarray(jax.vmap(epidemic_cases_twin)(*map(jnp.asarray, draws.values())))
-    simulated = IMPORTED + epidemic_cases(draws["transmission"], draws["recovery"], draws["infected"])
+    draws["cases"] = IMPORTED + np.asarray(jax.vmap(weekly_cases_twin)(*map(jnp.asarray, draws.values())))
+    simulated = IMPORTED + weekly_cases(draws["transmission"], draws["recovery"], draws["infected"])
 
     def log_likelihood(mean):
         # The negative binomial's terms that depend on its mean.
@@ -230,7 +210,7 @@ def test_page_shows_every_problem_and_nothing_from_elsewhere():
         rows = moments_table(ours[name], theirs[name], problem.sites)
         comparison = Comparison(name, "a < b", rows, 12345, 678, 1.0, 2.0)
         outcomes[name] = Outcome(ours[name], theirs[name], {}, [comparison])
-    page = build_page(outcomes, "python -m models.beside_nuts")
+    page = build_page(outcomes, "python -m validation.demos.beside_nuts")
     assert page.count("<svg") == page.count("</svg>") == 3
     assert not re.search(r"<(script|link|img|iframe|object)\b|\bsrc=|@import|url\((?!#)", page)
     for text in ("a &lt; b", "12,345", "log_speed[5]", "person by person"):

@@ -24,7 +24,6 @@ from enkg_ppl._infer import choose
 from enkg_ppl.numpyro import DiffusionPrior, DiffusionReparam, ModelError, UnsupportedPriorError
 from enkg_ppl.numpyro._model import NumPyroModel
 from enkg_ppl.priors import Prior
-from enkg_ppl.priors._flow import encode
 
 MIXTURE = MixturePrior([0.6, 0.4], [[-2.0, 0.0], [1.5, 1.0]], [[0.3, 1.0], [0.5, 0.2]])
 J = 512
@@ -444,7 +443,7 @@ def test_enkg_is_the_closed_form_and_compiles_once(caplog):
 
     # Potential energy is that of z, which the flow takes to x: minus log of (N(z; 0, I) L). The run moved in z, so it
     # never had to ask which z belongs to x.
-    z = jax.vmap(lambda x: encode(PRIOR.prior, x, 4))(enkg.get_samples()["x"])
+    z = jax.vmap(lambda x: PRIOR.prior.encode(x, 4))(enkg.get_samples()["x"])
     log_prior = dist.Normal().log_prob(z).sum(-1)
     potential = -(log_prior + dist.Normal(enkg.get_samples()["x"] @ A.T, 0.5).log_prob(Y[None]).sum(-1))
     np.testing.assert_allclose(enkg.get_extra_fields()["potential_energy"], potential, atol=1e-4, rtol=0)

@@ -9,25 +9,20 @@ import pytest
 from numpyro import handlers
 from scipy.signal import convolve2d
 
-from models import digits
 from models.digits import (
     ALIVE,
     DEAD_PIXELS,
     NOISE,
     SIZE,
     STEP,
-    Row,
-    build_page,
-    compare,
-    format_table,
-    main,
     model,
     photograph,
     photograph_twin,
-    rounding_error,
     simulate,
     twin,
 )
+from validation.demos import digits
+from validation.demos.digits import Row, build_page, compare, format_table, main, rounding_error
 
 
 def scenes(size, seed=0):
@@ -64,7 +59,7 @@ def test_twin_differs_by_rounding_only():
 
 
 def test_model_and_twin_have_the_same_likelihood():
-    truth, y = digits.simulate(0, 3) if has_digits() else (scenes(1)[0], photograph(scenes(1))[0])
+    truth, y = simulate(0, 3) if has_digits() else (scenes(1)[0], photograph(scenes(1))[0])
     scene, z = jnp.asarray(truth), jnp.zeros((SIZE, SIZE))
     seen = handlers.trace(handlers.substitute(model, data={"scene": scene})).get_trace(y=y)
     expected = -0.5 * ((y - by_hand(truth)) / NOISE) ** 2 - np.log(NOISE * np.sqrt(2 * np.pi))

@@ -11,7 +11,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from enkg_ppl import BlackBoxError, EnKG, GaussianPrior, InverseProblem, blackbox
+from enkg_ppl import BlackBoxError, EnKG, GaussianPrior, InverseProblem, blackbox, infer
 from enkg_ppl.evaluation._evaluator import Evaluator
 from enkg_ppl.evaluation._failure import Tally, raise_host_failure, watch_black_boxes
 from enkg_ppl.likelihood import GaussianLikelihood
@@ -225,3 +225,12 @@ def test_rejected_whole_numbers_are_in_no_draw():
     assert simulate.num_rejected > 5
     assert np.all(enkg.get_samples()["a"] <= 1)
     assert np.all(np.isfinite(enkg.get_log_likelihood()["y"]))
+
+
+def test_the_warning_points_at_the_users_line():
+    """Not at a file of this package, however deep in it the warning was made, nor at a library between."""
+    box = blackbox(lambda x: np.full(1, np.nan) if x[0] > 2.5 else x, (1,))
+    problem = InverseProblem(GaussianPrior.standard(1), box, LIKELIHOOD)
+    with pytest.warns(UserWarning, match="failed for") as caught:
+        infer(jax.random.key(0), problem, num_particles=512, refine=None)
+    assert {warning.filename for warning in caught} == {__file__}

@@ -14,12 +14,12 @@ from enkg_ppl.priors._flow import euler_to_zero
 MIXTURE = MixturePrior([0.6, 0.4], [[-2.0, 0.0], [1.5, 1.0]], [[0.3, 1.0], [0.5, 0.2]])
 FLOW = Flow(MIXTURE)
 Z = jr.normal(jr.key(0), (16, 2))
-decode = jax.jit(jax.vmap(FLOW.decode))
-encode = jax.jit(jax.vmap(FLOW.encode))
+forward = jax.jit(jax.vmap(FLOW.forward))
+inverse = jax.jit(jax.vmap(FLOW.inverse))
 
 
-def test_encode_inverts_decode():
-    np.testing.assert_allclose(encode(decode(Z)), Z, atol=1e-4)
+def test_inverse_inverts_forward():
+    np.testing.assert_allclose(inverse(forward(Z)), Z, atol=1e-4)
 
 
 def test_log_prob_is_the_mixtures():
@@ -33,7 +33,7 @@ def test_decoded_draws_have_the_mixtures_quantiles():
     from scipy.stats import kstest, norm
 
     fast = Flow(MIXTURE, num_steps=40)
-    x = np.asarray(jax.jit(jax.vmap(fast.decode))(jr.normal(jr.key(2), (2000, 2))))
+    x = np.asarray(jax.jit(jax.vmap(fast.forward))(jr.normal(jr.key(2), (2000, 2))))
     cdf = lambda t: 0.6 * norm.cdf(t, -2, 0.3**0.5) + 0.4 * norm.cdf(t, 1.5, 0.5**0.5)  # noqa: E731
     assert kstest(x[:, 0], cdf).pvalue > 0.01
 
@@ -73,7 +73,7 @@ def test_log_prob_has_a_gradient():
 def test_gaussian_flow_is_affine():
     """For a Gaussian the flow is mean + sd z, up to what noise the ends keep."""
     prior = GaussianPrior(jnp.array([1.0, -2.0]), jnp.array([4.0, 0.25]))
-    np.testing.assert_allclose(Flow(prior).decode(Z[0]), prior.decode(Z[0]), rtol=2e-4)
+    np.testing.assert_allclose(Flow(prior).forward(Z[0]), prior.decode(Z[0]), rtol=2e-4)
 
 
 def test_one_euler_step_is_the_denoiser():
@@ -93,9 +93,10 @@ def test_a_prior_known_only_by_its_denoiser_is_sampled_by_its_flow():
         def denoise(self, x, sigma):
             return self.inner.denoise(x, sigma)
 
-    bare = Flow(Bare(MIXTURE))
+    bare = Bare(MIXTURE)
     key = jr.key(5)
-    np.testing.assert_allclose(bare.sample(key), FLOW.decode(jr.normal(key, (2,))), rtol=1e-6)
+    adaptive = Flow(bare).forward(jr.normal(key, (2,)))
+    np.testing.assert_allclose(bare.sample(key), adaptive, atol=0.02 * float(MIXTURE.scale))  # its own fixed steps
     assert bare.conditional_sample(key, jnp.ones(2), jnp.asarray(0.5)).shape == (2,)
 
 

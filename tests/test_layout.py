@@ -42,11 +42,15 @@ def module_of(path: Path) -> str:
     return name.removesuffix(".__init__")
 
 
+# The package of priors needs evaluation, which needs the problem; what a problem's prior is, only type checkers ask.
+TYPING_ALONE = {"enkg_ppl.problem"}
+
+
 def imported_modules(path: Path, modules: set[str]) -> set[str]:
-    """Modules of ours that a file imports, with the packages that they are in; not what only type checkers see."""
+    """Modules of ours that a file imports, wherever in it, with the packages that they are in."""
     tree = ast.parse(path.read_text())
     typing = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
-    unseen = {n for block in typing for n in ast.walk(block)}
+    unseen = {n for block in typing for n in ast.walk(block)} if module_of(path) in TYPING_ALONE else set()
     found = set()
     for node in ast.walk(tree):
         if node in unseen or not isinstance(node, ast.ImportFrom | ast.Import):
@@ -79,6 +83,39 @@ def test_no_module_imports_itself_by_a_detour(folders):
         visit(name, ())
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "models").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_models_know_nothing_of_what_judges_them(path):
+    assert "validation" not in imported(path)
+
+
+# Private modules of the package that models and validation import all the same, and why.
+PRIVATE_IMPORTS = {
+    ("models/kolmogorov.py", "enkg_ppl.training._loss"): "the training's own loss, on fields that it has not seen",
+    ("validation/methods/_base.py", "enkg_ppl.evaluation._host_call"): "counts in host code that cannot deadlock",
+    ("validation/methods/_latent.py", "enkg_ppl.numpyro._model"): "a NumPyro model as an inverse problem",
+    ("validation/train_speed.py", "enkg_ppl.training._step"): "times the compiled step without the loop around it",
+}
+
+
+def private_imports(path: Path) -> set[tuple[str, str]]:
+    """Private modules, and private names of public ones, that a file imports from the package, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    private = {name for name in found if name.startswith("enkg_ppl.") and "._" in name}
+    # Up to the private part: what is taken out of a private module does not matter.
+    return {(str(path.relative_to(ROOT)), re.sub(r"(\._\w+)\..*", r"\1", name)) for name in private}
+
+
+def test_models_and_validation_use_what_users_have():
+    """Both ways: no private import that is not listed, and none listed that is gone."""
+    paths = [path for folder in ("models", "validation") for path in sorted((ROOT / folder).rglob("*.py"))]
+    assert set().union(*map(private_imports, paths)) == set(PRIVATE_IMPORTS)
+
+
 def test_slow_packages_are_not_imported_with_the_package():
     """Most runs do not need them; torch is not even installed. With them an import takes more than twice as long."""
     slow = ("arviz", "blackjax", "diffrax", "matplotlib", "optax", "scipy.optimize", "torch")
@@ -102,6 +139,12 @@ def test_names_that_are_imported_when_asked_for_are_like_all_others():
 def test_only_the_package_goes_into_the_wheel():
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert config["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["enkg_ppl"]
+
+
+def test_whoever_installs_the_package_gets_nothing_that_it_does_not_import():
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    required = {re.split(r"[><=;\[ ]", line)[0] for line in config["project"]["dependencies"]}
+    assert required <= set().union(*map(imported, PACKAGE))
 
 
 def test_version_is_one():

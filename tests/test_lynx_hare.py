@@ -1,6 +1,5 @@
 """The predator-prey problem: data, black box against its differentiable twin, report page."""
 
-import itertools
 import re
 
 import jax
@@ -12,24 +11,22 @@ from PIL import Image
 from scipy.integrate import solve_ivp
 from scipy.stats import truncnorm
 
-from models import _page
 from models.lynx_hare import (
     LATENT_SITES,
     PELTS,
     POSTERIORDB_NAMES,
     WILD_RATE,
     YEARS,
-    build_page,
     model,
     peak_rate,
     predictive_draws,
-    save_picture,
     simulate,
     simulate_one,
     solve_twin,
     twin,
 )
 from validation.compare import scalars
+from validation.demos.lynx_hare import build_page, save_picture
 
 TIMES = YEARS[1:] - YEARS[0]
 REFERENCE = "reference/posteriordb/hudson_lynx_hare-lotka_volterra.npz"
@@ -174,7 +171,7 @@ def report():
         posterior(400, seed=1),
         {"method": "a < b", "levels": np.arange(12.0), "warnings": []},
         {"solver runs": "92,160"},
-        "python -m models.lynx_hare",
+        "python -m validation.demos.lynx_hare",
     )
 
 
@@ -199,38 +196,3 @@ def test_picture_fits_a_readme(tmp_path):
     with Image.open(path) as picture:
         assert picture.size == (1600, 700)
     assert path.stat().st_size < 150_000
-
-
-def test_diagnostics_of_any_kind_are_shown():
-    assert "<pre>free &amp; easy</pre>" in _page.diagnostics_block("free & easy")
-    assert "<td>num levels</td>" in _page.diagnostics_block({"num_levels": 3})
-
-
-def test_highest_density_levels_of_a_gaussian():
-    x = np.linspace(-6, 6, 241)
-    density = np.exp(-0.5 * (x[:, None] ** 2 + x[None, :] ** 2))
-    # A disk that holds the share p of a standard Gaussian ends at the height 1 - p.
-    np.testing.assert_allclose(_page.highest_density_levels(density, (0.9, 0.5)), [0.1, 0.5], rtol=0.02)
-
-
-def test_long_values_of_a_table_are_wrapped_and_ticks_stand_apart():
-    sentence = "half the ensemble has 64 particles for each of 8 dimensions"
-    found = _page.diagnostics_block({"refinement": sentence, "num_levels": 12})
-    assert f"<td class=text>{sentence}</td>" in found
-    assert "<td>12</td>" in found
-    for low, high in ((0.0205, 0.0295), (0.45, 0.66), (26.0, 43.0), (-1e-3, 1e-3)):
-        ticks = _page._inner_ticks((low, high))
-        assert ticks
-        assert all(b - a >= 0.36 * (high - low) for a, b in itertools.pairwise(ticks))
-
-
-def test_the_legend_of_the_intervals_is_what_is_drawn():
-    rng = np.random.default_rng(0)
-    scalar = _page.Scalar("x", "", rng.normal(size=100), rng.normal(size=100))
-    figure = _page.interval_figure([scalar], ("A", "B"))
-    drawn = {
-        line.get_color(): line.get_linestyle() for line in figure.axes[0].get_lines() if len(line.get_xdata()) == 2
-    }
-    legend = {line.get_color(): line.get_linestyle() for line in figure.legends[0].get_lines()}
-    assert legend == drawn
-    assert legend[_page.REFERENCE] == "--"

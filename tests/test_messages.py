@@ -1,5 +1,6 @@
 """Bad input: one sentence that names the culprit and the remedy."""
 
+import inspect
 import warnings
 
 import jax
@@ -11,7 +12,7 @@ import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
 
-from enkg_ppl import BlackBoxError, EllipticalSlice, EnKG, ModelError, blackbox
+from enkg_ppl import BlackBoxError, EllipticalSlice, EnKG, ModelError, blackbox, guide, infer, train_prior
 
 KEY, Y = jr.key(0), jnp.array([0.5, 0.7])
 J = 256  # as in test_enkg.py: one compiled program serves both
@@ -83,6 +84,26 @@ def test_models_that_cannot_be_inferred(model, args, words):
     with pytest.raises(ModelError, match=words) as caught:
         run(model, *args)
     assert str(caught.value).replace("e.g. ", "").count(". ") == 0, "one sentence"
+
+
+@pytest.mark.parametrize("function", [EnKG.__init__, infer, guide, blackbox, train_prior])
+def test_misspelt_arguments_are_explained_and_signatures_are_real(function):
+    """Nothing takes arguments that it does not have: editors and type checkers see those that there are."""
+    parameters = inspect.signature(function).parameters.values()
+    assert not any(p.kind is p.VAR_KEYWORD for p in parameters)
+    name = next(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and len(p.name) > 4)
+    with pytest.raises(TypeError, match=rf"^\w+ has no argument '{name}x'; did you mean '{name}'\?$"):
+        function(**{f"{name}x": 1})
+    with pytest.raises(TypeError, match=rf"^\w+ has no argument 'qqq'; it takes .*\b{name}\b"):
+        function(qqq=1)
+    with pytest.raises(TypeError, match="missing .* required positional argument"):
+        function()
+
+
+def test_the_argument_of_a_misspelling_is_the_users():
+    with pytest.raises(TypeError, match=r"EnKG has no argument 'num_partcles'; did you mean 'num_particles'\?"):
+        EnKG(good, num_partcles=8)
+    assert list(inspect.signature(EnKG).parameters)[:3] == ["model", "num_particles", "num_ensembles"]
 
 
 def test_misspelt_model_argument():

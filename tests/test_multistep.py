@@ -9,7 +9,6 @@ import scipy.stats as st
 from bare import Bare
 
 from enkg_ppl.priors import Flow, MixturePrior, Prior
-from enkg_ppl.priors._flow import decode, encode
 from enkg_ppl.priors._multistep import HIGHEST, LOWEST, STEPS_DOWN, STEPS_UP, flow_down, flow_up, levels
 
 NARROW = MixturePrior([0.4, 0.6], [[2.0, 0.0], [-2.0, 1.0]], [0.09, 0.3])
@@ -85,7 +84,7 @@ def test_the_mixture_and_its_paths():
     """Most paths of the adaptive flow to a 500th of the scale; every quantile along a line to a 200th."""
     z = jr.normal(jr.key(1), (2048, 2))
     x = np.asarray(jax.jit(jax.vmap(lambda z: flow_down(NARROW, z)))(z))
-    exact = np.asarray(jax.jit(jax.vmap(Flow(NARROW).decode))(z))
+    exact = np.asarray(jax.jit(jax.vmap(Flow(NARROW).forward))(z))
     assert np.median(np.linalg.norm(x - exact, axis=1)) < 0.002 * NARROW.scale
     for angle in (0.0, 0.7, 1.6):
         line = np.array([np.cos(angle), np.sin(angle)])
@@ -108,10 +107,10 @@ def test_encode_inverts_decode(dtype):
     """Not the flow: the map that was used. Without corrections it is the flow, a hundredth of an sd away."""
     prior = jax.tree.map(lambda a: a.astype(dtype), Bare(NARROW))
     z = jr.normal(jr.key(2), (512, 2), dtype)
-    x = jax.jit(jax.vmap(lambda z: decode(prior, z)))(z)
+    x = jax.jit(jax.vmap(lambda z: prior.decode(z)))(z)
     assert x.dtype == dtype
     error, roughly = (
-        np.abs(np.asarray(jax.jit(jax.vmap(lambda x, n=n: encode(prior, x, n)))(x) - z)).max(axis=1) for n in (2, 0)
+        np.abs(np.asarray(jax.jit(jax.vmap(lambda x, n=n: prior.encode(x, n)))(x) - z)).max(axis=1) for n in (2, 0)
     )
     assert np.quantile(error, 0.99) < (1e-4 if dtype == jnp.float32 else 1e-5)
     assert 1e-3 < np.median(roughly) < 0.01

@@ -14,7 +14,6 @@ pytest.importorskip("sklearn", reason="needs the extra 'validation'")
 
 from enkg_ppl import EnKG
 from enkg_ppl.numpyro._model import NumPyroModel
-from enkg_ppl.priors._flow import conditional_sample, decode
 from models import toys
 from validation import metrics
 from validation.posteriors import network_prior
@@ -79,7 +78,7 @@ def test_conditional_draws_keep_the_precision_of_a_32_bit_network():
     prior = network_prior.prior("two_moons")
     assert prior.location.dtype == jnp.float32
     sigma = jnp.asarray(0.5)  # 64 bits
-    x0 = conditional_sample(jax.random.key(0), prior, prior.location, sigma)
+    x0 = prior.conditional_sample(jax.random.key(0), prior.location, sigma)
     assert x0.dtype == jnp.float32
     assert np.all(np.isfinite(x0))
 
@@ -152,7 +151,7 @@ def z_grid(target, half_width=5.5, num=161):
     problem = model.problem()
 
     def one(z):
-        u = decode(problem.prior, z)
+        u = problem.prior.decode(z)
         return problem.log_likelihood(u), model.simulator.replay(u)[0]["x"]
 
     log_likelihood, x = jax.jit(lambda z: jax.lax.map(one, z, batch_size=4096))(jnp.asarray(z))

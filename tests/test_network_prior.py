@@ -24,20 +24,8 @@ from enkg_ppl import (
 from enkg_ppl.guidance._gain import covariance_product
 from enkg_ppl.likelihood import GaussianLikelihood
 from enkg_ppl.networks import ResidualMLP
-from enkg_ppl.priors import (
-    EDM,
-    IDDPM,
-    VE,
-    VP,
-    Direct,
-    Discrete,
-    Flow,
-    NetworkPrior,
-    TorchNetwork,
-    over_particles,
-)
-from enkg_ppl.priors._flow import conditional_sample
-from enkg_ppl.priors.preconditioning import PRECONDITIONINGS
+from enkg_ppl.priors import Flow, NetworkPrior, TorchNetwork, over_particles
+from enkg_ppl.priors.preconditioning import EDM, IDDPM, PRECONDITIONINGS, VE, VP, Direct, Discrete
 
 MEAN, COVARIANCE = np.array([0.4, -0.3]), np.array([[0.5, 0.2], [0.2, 0.3]])
 EXACT = GaussianPrior.full(MEAN, COVARIANCE)
@@ -174,7 +162,7 @@ def test_log_prob_and_conditional_draws_are_the_gaussians():
     prior = prior_of("edm")
     x = MEAN[None] + X
     np.testing.assert_allclose(jax.jit(jax.vmap(Flow(prior).log_prob))(x), jax.vmap(EXACT.log_prob)(x), atol=1e-3)
-    draw = lambda p: jax.vmap(lambda k: conditional_sample(k, p, x[0], jnp.asarray(0.8)))(keys)  # noqa: E731
+    draw = lambda p: jax.vmap(lambda k: p.conditional_sample(k, x[0], jnp.asarray(0.8)))(keys)  # noqa: E731
     keys = jr.split(jr.key(2), 4000)
     ours, exact = np.asarray(draw(prior)), np.asarray(draw(EXACT))
     # Four standard errors of the mean; 4,000 draws know the covariance to 2.2 %, each time.
@@ -417,7 +405,7 @@ def test_torch_prior_guides_and_has_a_density(module, twin):
     np.testing.assert_allclose(*products, rtol=1e-8)
     np.testing.assert_allclose(*draws, rtol=1e-4)
     np.testing.assert_allclose(
-        *(jax.grad(lambda z, p=p: Flow(p, num_steps=4).decode(z)[0])(x[0]) for p in both), rtol=1e-8
+        *(jax.grad(lambda z, p=p: Flow(p, num_steps=4).forward(z)[0])(x[0]) for p in both), rtol=1e-8
     )
 
 

@@ -12,7 +12,6 @@ from bare import Bare
 
 from enkg_ppl import GaussianPrior, MixturePrior
 from enkg_ppl.priors import Flow
-from enkg_ppl.priors._flow import conditional_sample, decode, draw, encode
 from enkg_ppl.priors._product import ProductPrior
 
 NARROW = MixturePrior([0.6, 0.4], [[-2.0, 0.0], [1.5, 1.0]], [[0.3, 1.0], [0.5, 0.2]])
@@ -81,7 +80,7 @@ def test_conditional_draws_have_the_joint_denoisers_mean(bare):
     """The covariance is sigma^2 dD/dx (Tweedie). Of a bare block they are those of the reverse SDE."""
     u, sigma = U[0], jnp.asarray(0.4)
     prior = ProductPrior([GaussianPrior.standard(1), Bare(WIDE), Bare(NARROW)], [1, 2, 1]) if bare else PRODUCT
-    one = jax.jit(jax.vmap(lambda key: conditional_sample(key, prior, u, sigma)))
+    one = jax.jit(jax.vmap(lambda key: prior.conditional_sample(key, u, sigma)))
     draws = np.asarray(one(jr.split(jr.key(2), N)))
     sd = np.sqrt(np.diag(sigma**2 * jax.jacfwd(lambda u: JOINT.denoise(u, sigma))(u)))
     exact = slice(0, 1) if bare else slice(None)  # the Gaussian block has its closed form in any company
@@ -96,12 +95,8 @@ def test_copies_are_independent():
     assert np.abs(np.corrcoef(draws.T)[1, 2]) < 5 / N**0.5
 
 
-def test_a_block_without_closed_forms_makes_none():
-    mixed = ProductPrior([GaussianPrior.standard(1), Bare(NARROW)])
-    key = jr.key(0)
-    assert mixed.sample(key) is None
-    assert mixed.log_prob(jnp.zeros(3)) is None
-    assert mixed.conditional_sample(key, jnp.zeros(3), jnp.asarray(0.5)) is None
+def test_a_block_without_a_density_leaves_the_product_without():
+    assert ProductPrior([GaussianPrior.standard(1), Bare(NARROW)]).log_prob(jnp.zeros(3)) is None
 
 
 def test_every_block_is_carried_in_its_own_way():
@@ -109,21 +104,21 @@ def test_every_block_is_carried_in_its_own_way():
     gaussian = GaussianPrior(jnp.array([3.0]), jnp.array([4.0]))
     mixed = ProductPrior([gaussian, Bare(NARROW)], [2, 1])
     z = jr.normal(jr.key(4), (32, 4))
-    u = jax.jit(jax.vmap(lambda z: decode(mixed, z)))(z)
+    u = jax.jit(jax.vmap(lambda z: mixed.decode(z)))(z)
     np.testing.assert_allclose(u[:, :2], z[:, :2], rtol=1e-12)  # standard units undo location and scale
-    alone = jax.vmap(lambda z: decode(Bare(NARROW), z))(z[:, 2:])
+    alone = jax.vmap(lambda z: Bare(NARROW).decode(z))(z[:, 2:])
     np.testing.assert_allclose(u[:, 2:], (alone - NARROW.location[None]) / NARROW.scale, rtol=1e-9)
-    np.testing.assert_allclose(jax.jit(jax.vmap(lambda u: encode(mixed, u)))(u), z, atol=0.05)
+    np.testing.assert_allclose(jax.jit(jax.vmap(lambda u: mixed.encode(u)))(u), z, atol=0.05)
 
 
 def test_fixed_steps_draw_the_mixture():
     """4,096 decoded draws have its moments and shares of components; single paths agree with the adaptive flow."""
     z = jr.normal(jr.key(5), (N, 2))
-    draws = np.asarray(jax.jit(jax.vmap(lambda z: decode(Bare(NARROW), z)))(z))
+    draws = np.asarray(jax.jit(jax.vmap(lambda z: Bare(NARROW).decode(z)))(z))
     within(draws, *moments(NARROW))
     right = (draws[:, 0] > 0).mean()  # the right component; 3 % of the left one's mass is beyond 0 by 3.65 sd
     assert abs(right - 0.4) < 4 * (0.24 / N) ** 0.5 + 0.01
-    exact = np.asarray(jax.jit(jax.vmap(Flow(NARROW).decode))(z[:256]))
+    exact = np.asarray(jax.jit(jax.vmap(Flow(NARROW).forward))(z[:256]))
     assert np.median(np.linalg.norm(draws[:256] - exact, axis=1)) < 0.01 * NARROW.scale
 
 
@@ -131,7 +126,7 @@ def test_fixed_steps_keep_narrow_features():
     """Modes a 25th of the prior's scale wide: their sd to 2 %, at equally likely z; a flow on a line keeps order."""
     far = MixturePrior([0.4, 0.6], [[-25.0], [25.0]], [1.0, 1.0])
     z = st.norm.ppf((np.arange(2048) + 0.5) / 2048)[:, None]
-    x = np.asarray(jax.jit(jax.vmap(lambda z: decode(Bare(far), z)))(z))[:, 0]
+    x = np.asarray(jax.jit(jax.vmap(lambda z: Bare(far).decode(z)))(z))[:, 0]
     assert np.all(np.diff(x) > 0)
     near = np.abs(np.abs(x) - 25) < 5
     assert near.mean() > 0.99
@@ -141,14 +136,12 @@ def test_fixed_steps_keep_narrow_features():
         assert abs(mode.mean() - 25 * side) < 0.02
 
 
-def test_the_flow_draws_by_block():
+def test_draws_are_made_by_block():
     """A Gaussian block is drawn exactly whatever stands beside it."""
     mixed = ProductPrior([GaussianPrior.standard(1), Bare(NARROW)])
-    draws = np.asarray(jax.jit(jax.vmap(Flow(mixed).sample))(jr.split(jr.key(6), N)))
+    draws = np.asarray(jax.jit(jax.vmap(mixed.sample))(jr.split(jr.key(6), N)))
     mean, sd = moments(NARROW)
     within(draws, np.r_[0.0, (mean - NARROW.location) / NARROW.scale], np.r_[1.0, sd / NARROW.scale])
-    key = jr.key(7)
-    np.testing.assert_allclose(draw(key, mixed), Flow(mixed).sample(key))
 
 
 def test_precision_is_the_callers():
@@ -158,7 +151,7 @@ def test_precision_is_the_callers():
     assert mixed.location.dtype == jnp.float64
     out = mixed.denoise(jnp.ones(3), 0.5)
     assert out.dtype == jnp.float64
-    assert decode(mixed, jnp.ones(3)).dtype == jnp.float64
+    assert mixed.decode(jnp.ones(3)).dtype == jnp.float64
 
 
 def test_bad_products():

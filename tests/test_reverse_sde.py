@@ -13,8 +13,7 @@ import pytest
 from bare import Bare, Correlated
 
 from enkg_ppl import GaussianPrior, MixturePrior, load_prior
-from enkg_ppl.priors import over_particles
-from enkg_ppl.priors._flow import decode, sde_draw
+from enkg_ppl.priors import over_particles, sde_sample
 from enkg_ppl.priors._reverse_sde import log_variance_ratio, reverse_sde_sample, reverse_steps
 from models import kolmogorov
 
@@ -38,7 +37,7 @@ def test_draws_from_nothing_are_the_priors():
     """A prior of scales from .03 to 3 from its denoiser alone, 64 steps: mean within 5 standard errors, variances."""
     mean, variances, n = np.linspace(-2.0, 2.0, 21), np.logspace(-3, 1, 21), 20_000
     prior = Bare(GaussianPrior(jnp.asarray(mean), jnp.asarray(variances)))
-    draws = np.asarray(jax.jit(jax.vmap(lambda key: sde_draw(key, prior, 64)))(jr.split(jr.key(0), n)))
+    draws = np.asarray(jax.jit(jax.vmap(lambda key: sde_sample(key, prior, 64)))(jr.split(jr.key(0), n)))
     assert np.all(np.abs(draws.mean(axis=0) - mean) < 5 * np.sqrt(variances / n))
     np.testing.assert_allclose(draws.var(axis=0) / variances, 1.0, atol=5 * (2 / n) ** 0.5 + 0.005)
 
@@ -134,7 +133,7 @@ def test_a_network_of_fields(sigma):
 def test_a_network_of_images(share):
     prior, n = load_prior(ROOT / "digits"), 256
     sigma = share * float(prior.scale)
-    truth = np.asarray(jax.jit(jax.vmap(lambda z: decode(prior, z)))(jr.normal(jr.key(5), (n, prior.dim), jnp.float32)))
+    truth = np.asarray(jax.jit(jax.vmap(lambda z: prior.decode(z)))(jr.normal(jr.key(5), (n, prior.dim), jnp.float32)))
     x = jnp.asarray(truth + sigma * np.random.default_rng(0).standard_normal(truth.shape), jnp.float32)
     D = denoised(prior, x, sigma)
     few, many = (np.sum((drawn(prior, x, sigma, k, k) - D) ** 2, axis=1) for k in (8, 64))

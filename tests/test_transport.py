@@ -14,7 +14,7 @@ import scipy.stats as st
 from numpyro.distributions import transforms
 from tail_oracles import Dagum, Folded, Kumaraswamy, LogUniform, Mixture, PowerLaw, Truncated, VonMises
 
-from enkg_ppl.numpyro.transports import from_standard, standard_shape, to_standard
+from enkg_ppl.numpyro.transports import from_standard, register, standard_shape, to_standard
 
 # Compilation is nearly all of the time here; unoptimised it takes half as long.
 quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -475,8 +475,28 @@ def test_own_distributions_can_be_registered():
     class Shifted(dist.Distribution):
         support = dist.constraints.real
 
-    from_standard.register(Shifted, lambda fn, z: z + 1.0)
-    to_standard.register(Shifted, lambda fn, value: value - 1.0)
+    register(Shifted, lambda fn, z: z + 1.0, lambda fn, value: value - 1.0)
     fn = Shifted().expand([2])
     np.testing.assert_array_equal(from_standard(fn, jnp.zeros(2)), jnp.ones(2))
     np.testing.assert_array_equal(to_standard(fn, jnp.ones(2)), jnp.zeros(2))
+    assert standard_shape(fn) == (2,)
+
+
+def test_own_distributions_may_have_scores_of_another_shape():
+    """Weights of three that sum to one, from two scores."""
+
+    class Weights(dist.Distribution):
+        support = dist.constraints.simplex
+
+        def __init__(self):
+            super().__init__((), (3,))
+
+    register(
+        Weights,
+        lambda fn, z: jax.nn.softmax(jnp.append(z, 0.0)),
+        lambda fn, value: jnp.log(value[:-1] / value[-1]),
+        shape=lambda fn: (2,),
+    )
+    assert standard_shape(Weights()) == (2,)
+    z = jnp.array([0.3, -1.2])
+    np.testing.assert_allclose(to_standard(Weights(), from_standard(Weights(), z)), z, rtol=1e-12)

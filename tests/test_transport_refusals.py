@@ -1,6 +1,8 @@
 """Every class of NumPyro distributions is transported, or refused in one sentence with the remedy."""
 
+import importlib
 import inspect
+import re
 
 import jax
 import jax.numpy as jnp
@@ -176,5 +178,10 @@ def test_unknown_distributions_are_refused_with_three_ways_out():
     class Own(dist.Distribution):
         support = dist.constraints.real
 
-    with pytest.raises(UnsupportedPriorError, match=r"Own has no transport.*fit_prior.*supported.*register"):
+    with pytest.raises(UnsupportedPriorError, match=r"Own has no transport.*fit_prior.*supported.*register") as caught:
         from_standard(Own(), ONE)
+    home, _, name = re.findall(r"enkg_ppl[.\w]*\w", str(caught.value))[-1].rpartition(".")
+    module = importlib.import_module(home)
+    assert name in module.__all__, "what the message recommends is public"
+    getattr(module, name)(Own, lambda fn, z: 2 * z, lambda fn, value: value / 2)
+    assert from_standard(Own(), ONE) == 2 * ONE

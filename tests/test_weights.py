@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 
 from enkg_ppl import load_prior
-from models import cards, digits_prior, toys
+from models import digits_prior, shipped, toys
 
 TOYS = ("two_moons", "swiss_roll")
 
 
-@pytest.mark.parametrize("name", cards.RECIPES)
+@pytest.mark.parametrize("name", shipped.RECIPES)
 def test_prior_is_whole_small_and_has_a_card(name):
-    folder = cards.WEIGHTS / name
+    folder = shipped.WEIGHTS / name
     prior = load_prior(folder)
     assert sum(file.stat().st_size for file in folder.iterdir()) < 1_000_000
     assert {leaf.dtype for leaf in jax.tree.leaves(prior.network)} == {jnp.dtype("float16")}
     text = (folder / "card.md").read_text()
     num_weights = sum(leaf.size for leaf in jax.tree.leaves(prior.network))
-    for words in (f"{num_weights:,} weights", f"python -m models.cards {name} --train", "card.png"):
+    for words in (f"{num_weights:,} weights", f"python -m validation.demos.cards {name} --train", "card.png"):
         assert words in text
     assert f"{prior.record['timing']['steps']:,}" in text
     assert (folder / "card.png").read_bytes().startswith(b"\x89PNG")
@@ -28,7 +28,7 @@ def test_prior_is_whole_small_and_has_a_card(name):
 
 @pytest.mark.parametrize("name", TOYS)
 def test_denoiser_of_a_toy_is_the_exact_one(name):
-    excess = toys.excess_error(cards.load(name), toys.TOYS[name](), jr.key(0), num=4000)
+    excess = toys.excess_error(shipped.load(name), toys.TOYS[name](), jr.key(0), num=4000)
     assert max(excess.values()) < 0.01  # 0.002 was seen; 0.05 is what the prior must keep to
     assert min(excess.values()) > 0
 
@@ -36,14 +36,14 @@ def test_denoiser_of_a_toy_is_the_exact_one(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TOYS)
 def test_density_of_a_toy_is_the_exact_one(name):
-    error = toys.log_prob_error(cards.load(name), toys.TOYS[name](), jr.key(1), num=128)
+    error = toys.log_prob_error(shipped.load(name), toys.TOYS[name](), jr.key(1), num=128)
     assert np.abs(error / 2).mean() < 0.05
 
 
 @pytest.fixture(scope="module")
 def digits():
     pytest.importorskip("sklearn", reason="scikit-learn holds the digits")
-    return cards.load("digits")
+    return shipped.load("digits")
 
 
 def linear_denoiser(data):
@@ -65,7 +65,7 @@ def test_denoiser_of_the_digits_beats_the_linear_one_on_images_it_has_not_seen(d
 
 
 def test_samples_of_the_digits_have_the_pixels_of_the_data(digits):
-    own, data = cards.samples(digits, 512), digits_prior.images()
+    own, data = shipped.samples(digits, 512), digits_prior.images()
     sd = np.sqrt(data.var(axis=0) + digits_prior.DEQUANTISATION**2)
     shift = np.abs(own.mean(axis=0) - data.mean(axis=0)) / sd
     ratio = own.std(axis=0) / sd
@@ -78,6 +78,7 @@ def test_digits_are_not_learnt_by_heart(digits):
     """Samples are as far from the training images as images that the prior has not seen."""
     trained, kept = digits_prior.training_images(), digits_prior.held_out_images()
     unseen = digits_prior.dequantised(np.random.default_rng(0), kept)
-    ours, theirs = (np.median(digits_prior.distance_to(trained, some)) for some in (cards.samples(digits, 180), unseen))
+    own = shipped.samples(digits, 180)
+    ours, theirs = (np.median(digits_prior.distance_to(trained, some)) for some in (own, unseen))
     assert 0.8 < ours / theirs < 1.6
     assert ours > 2 * digits_prior.DEQUANTISATION * digits_prior.SIZE

@@ -15,9 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from PIL import Image
 
-from models._page import GRID, INK, METHOD, MUTED, REFERENCE, Scalar, Section, legend_html, page, pair_figure, style
+from models.pictures import GRID, INK, METHOD, MUTED, REFERENCE, style
+from validation.figures import Scalar, pair_figure
 from validation.lines import GRADES, grade_all
 from validation.methods import METHODS
+from validation.page import Section, legend_html, page
 from validation.store import Record, Store, atomic, group
 from validation.target import Draws, Truth
 

@@ -23,7 +23,7 @@ import numpyro.distributions as dist
 from numpyro.infer import MCMC, NUTS
 
 from enkg_ppl import DiffusionPrior, EnKG, blackbox, calibration
-from enkg_ppl.priors._flow import sde_draw
+from enkg_ppl.priors import sde_sample
 from models import kolmogorov as flow
 from models import navier_stokes
 
@@ -126,7 +126,7 @@ class FineDraws(DiffusionPrior):
 
     def sample(self, key, sample_shape=()):
         keys = jr.split(key, math.prod(sample_shape))
-        drawn = jax.vmap(lambda key: sde_draw(key, self.prior, self.NUM_STEPS))(keys)
+        drawn = jax.vmap(lambda key: sde_sample(key, self.prior, self.NUM_STEPS))(keys)
         return drawn.reshape(*sample_shape, *self.event_shape)
 
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from enkg_ppl._types import AnyArray, Ensemble, Scalar, Vector
+from enkg_ppl.types import AnyArray, Ensemble, Scalar, Vector
 
 MOST_GIVEN = 3  # coordinates that others may follow
 PAIRS = tuple(combinations_with_replacement(range(MOST_GIVEN), 2))

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from enkg_ppl._checks import check_share
 from enkg_ppl.calibration._ecdf import Bands, bands, below, p_value
+from enkg_ppl.calibration._plot import plot_ecdf_difference
 from enkg_ppl.numpyro._renamed import new_names, renamed, what_was_renamed
 
 LOG_LIKELIHOOD = "log_likelihood"
@@ -137,9 +138,8 @@ class SBC:
         `file`: where to save it too. `names`: the scalars to draw (default: the first 24).
         Raises `ImportError` where matplotlib is not installed, `ValueError` for a name that is no scalar.
         """
-        from enkg_ppl.calibration._plot import plot_ecdf_difference
-
-        return plot_ecdf_difference(self, level, names, file)
+        ecdfs = dict(zip(self.names, self.ecdf(), strict=True))
+        return plot_ecdf_difference(ecdfs, self.inside(level), self.ecdf_bands(level), level, names, file)
 
     def verdict(self, level: float = 0.95) -> str:
         """What the ranks say, in a sentence or two."""

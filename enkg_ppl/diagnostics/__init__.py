@@ -1,1 +1,24 @@
-"""Can a posterior be trusted? Checks of a finished run."""
+"""Can a posterior be trusted? Checks of a finished run.
+
+`diagnose` looks over the posteriors of a run's ensembles; `Diagnostics` is the table that comes of it, which
+`EnKG.diagnostics()` returns. `check_ensemble` asks whether a guided ensemble is the posterior that its own slope
+implies (`EnsembleCheck`). Of draws and weights: `effective_rank`, `distinct_share`, `effective_size`, `pareto_khat`.
+
+What a refinement of your own should tell is in `enkg_ppl.posterior.Statistics`; any other entry of
+`Posterior.stats` that is a number or a text is listed as it is, and sentences in `Posterior.messages` become warnings.
+"""
+
+from enkg_ppl.diagnostics._diagnose import Diagnostics, diagnose, distinct_share, effective_rank
+from enkg_ppl.diagnostics._fields import EnsembleCheck, check_ensemble
+from enkg_ppl.diagnostics._weights import effective_size, pareto_khat
+
+__all__ = [
+    "Diagnostics",
+    "EnsembleCheck",
+    "check_ensemble",
+    "diagnose",
+    "distinct_share",
+    "effective_rank",
+    "effective_size",
+    "pareto_khat",
+]

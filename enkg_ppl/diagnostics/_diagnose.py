@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,7 @@ SUMS = ("num_failed",)
 UNLISTED = ("levels",)
 
 
-def combined_stats(stats: list[dict[str, Any]]) -> dict[str, Any]:
+def combined_stats(stats: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The statistics of all ensembles as those of one; see `Diagnostics`."""
     names = dict.fromkeys(name for one in stats for name in one if name not in UNLISTED)
     found = {name: _combined(name, [one[name] for one in stats if one.get(name) is not None]) for name in names}
@@ -147,7 +148,7 @@ def _combined(name: str, values: list[Any]) -> Any:
     return combine(values).item()
 
 
-def _excess_correlation(stats: dict[str, Any]) -> float:
+def _excess_correlation(stats: Mapping[str, Any]) -> float:
     """By how much the correlation exceeds its limit; without bound where it is NaN."""
     excess = stats.get("correlation", 0.0) - stats.get("correlation_limit", 1.0)
     return np.inf if np.isnan(excess) else excess
@@ -248,7 +249,7 @@ def _correlation_warning(posteriors: list[Posterior]) -> list[str]:
     remembering = [stats for stats in silent if _excess_correlation(stats) > 0]
     if not remembering:
         return []
-    correlation = max(remembering, key=_excess_correlation)["correlation"]
+    correlation = max(remembering, key=_excess_correlation).get("correlation", 0.0)
     return [
         f"the particles still remember where they were resampled (correlation {correlation:.2f}): raise num_particles, "
         "or pass refine=TemperedSMC(max_cycles=(8, 30))"

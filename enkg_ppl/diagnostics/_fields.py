@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from enkg_ppl._special import gammainc, gammaincc
 from enkg_ppl.linearise import LeaveOneOut, ridge, typical_noise
+from enkg_ppl.posterior import Statistics
 
 # Spread of the draws over what the slope implies, as variances. Sampling and a slope that bends move it by a third.
 TOO_NARROW, TOO_WIDE = 0.5, 2.0
@@ -55,11 +56,13 @@ class EnsembleCheck(NamedTuple):
     data_spread_error: float = 0.0
     has_spreads: bool = True
 
-    def stats(self) -> dict[str, float]:
+    def stats(self) -> Statistics:
         """The figures for the table of diagnostics."""
-        hidden = {"chi2_tail", "data_spread_error", "has_spreads"}
-        hidden |= set() if self.has_spreads else {"data_spread", "latent_spread"}
-        return {name: value for name, value in self._asdict().items() if name not in hidden}
+        found: Statistics = {"chi2_per_datum": self.chi2_per_datum}
+        if self.has_spreads:
+            found |= {"data_spread": self.data_spread, "latent_spread": self.latent_spread}
+        found |= {"unexplained": self.unexplained, "noise_spread": self.noise_spread}
+        return found
 
     def warnings(self) -> list[str]:
         """A sentence with a remedy for every figure beyond its threshold."""

@@ -1,8 +1,31 @@
-"""Running the simulator: whole ensembles, host code, batches, and one account of what was simulated."""
+"""Running the simulator: whole ensembles, host code, batches, and one account of what was simulated.
 
-from enkg_ppl.evaluation._black_box import blackbox
+`blackbox` makes a simulator of host code (a `BlackBox`; what it raises is a `BlackBoxError`). An `Evaluator` simulates
+ensembles and books every simulation in its `Ledger`, which refuses those beyond the limit (`BudgetEnd`) and knows what
+stage a run has `Reached`; what an ensemble gave is `Simulated`. `Respond` is what a correction calls.
+`EnsembleMethod` names the ways in which several ensembles may run; side by side, their simulations are joined in a
+`Meeting`.
+
+Refinements are given an `Evaluator` and corrections a `Respond`: neither calls the simulator itself. To run simulations
+elsewhere (a cluster, another process), write a function for `blackbox`, or give it an executor.
+"""
+
+from enkg_ppl.evaluation._black_box import BlackBox, blackbox
+from enkg_ppl.evaluation._ensembles import EnsembleMethod, Meeting
 from enkg_ppl.evaluation._evaluator import Evaluator, Respond, Simulated
 from enkg_ppl.evaluation._failure import BlackBoxError
-from enkg_ppl.evaluation._ledger import BudgetEnd, Ledger
+from enkg_ppl.evaluation._ledger import BudgetEnd, Ledger, Reached
 
-__all__ = ["BlackBoxError", "BudgetEnd", "Evaluator", "Ledger", "Respond", "Simulated", "blackbox"]
+__all__ = [
+    "BlackBox",
+    "BlackBoxError",
+    "BudgetEnd",
+    "EnsembleMethod",
+    "Evaluator",
+    "Ledger",
+    "Meeting",
+    "Reached",
+    "Respond",
+    "Simulated",
+    "blackbox",
+]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from enkg_ppl._checks import whole_shape
+from enkg_ppl._keywords import explain_keywords
 from enkg_ppl.evaluation._failure import (
     HOPELESS,
     BlackBoxError,
@@ -51,6 +52,7 @@ Results = Generator[tuple[np.ndarray, "np.ndarray | Failure"]]
 ON_FAILURE = ("tolerate", "raise", "reject")
 
 
+@explain_keywords("blackbox")
 def blackbox(
     fn: Callable,
     shape: tuple[int, ...] | Callable[..., tuple[int, ...]],

@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeVar
 import jax
 import numpy as np
 
-from enkg_ppl._types import Ensemble
 from enkg_ppl.evaluation._failure import continue_run, current_run
+from enkg_ppl.types import Ensemble
 
 EnsembleMethod = Literal["sequential", "parallel", "vectorized"]
 METHODS = ("sequential", "parallel", "vectorized")

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from enkg_ppl._types import AnyArray, Ensemble, EnsembleOutput
 from enkg_ppl.evaluation._black_box import only_rows, raise_host_failure
 from enkg_ppl.evaluation._ensembles import Meeting
 from enkg_ppl.evaluation._host_call import calls_host, has_loops
@@ -22,6 +21,7 @@ from enkg_ppl.evaluation._marks import poisoned, with_failures
 from enkg_ppl.evaluation._programs import compiled, weakly
 from enkg_ppl.likelihood import Likelihood, Response
 from enkg_ppl.problem import InverseProblem
+from enkg_ppl.types import AnyArray, Ensemble, EnsembleOutput
 
 Respond = Callable[[Ensemble], Response]  # the working responses of a whole ensemble, leading axis particles
 

@@ -252,7 +252,7 @@ def only_rows(active: np.ndarray) -> Iterator[None]:
             _State.active = previous
 
 
-_PACKAGE = str(Path(__file__).parent)
+_PACKAGE = str(Path(__file__).parents[1])
 
 
 def warn_user(sentence: str) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from enkg_ppl._types import Ensemble
+from enkg_ppl.types import Ensemble
 
 
 class BudgetEnd(RuntimeError):

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jaxtyping import Bool
 
-from enkg_ppl._types import AnyArray
 from enkg_ppl.evaluation._host_call import host_call_p
+from enkg_ppl.types import AnyArray
 
 # Names of equations that are a program of their own, run once.
 _CALLS = (

@@ -1,6 +1,11 @@
 """The guided flow, and corrections: how an ensemble at one noise level is steered towards the data.
 
-One paper, one file. A new correction derives from `Correction`; its `step` is given a `Level` and calls `Respond`.
+`guide` carries an ensemble down the noise levels; a `Correction` steers it at each. One paper, one file:
+`KalmanCorrection` is the default, which remembers `Pairs` of draws and outputs, and `PublishedCorrection` the paper's.
+
+A new correction derives from `Correction` and implements its five abstract methods: `step` is told by a `Level` where
+the flow is, and calls `Respond`, which simulates an ensemble and returns its `enkg_ppl.likelihood.Response`. It is
+used by ``correction=`` of `EnKG`, `infer` and `guide`.
 """
 
 from enkg_ppl.evaluation import Respond
@@ -8,5 +13,6 @@ from enkg_ppl.guidance._base import Correction, Level
 from enkg_ppl.guidance._guide import guide
 from enkg_ppl.guidance._kalman import KalmanCorrection
 from enkg_ppl.guidance._published import PublishedCorrection
+from enkg_ppl.linearise._slope import Pairs
 
-__all__ = ["Correction", "KalmanCorrection", "Level", "PublishedCorrection", "Respond", "guide"]
+__all__ = ["Correction", "KalmanCorrection", "Level", "Pairs", "PublishedCorrection", "Respond", "guide"]

@@ -14,7 +14,6 @@ from collections.abc import Callable
 import jax.random as jr
 
 from enkg_ppl._random import normals
-from enkg_ppl._types import Key
 from enkg_ppl.diagnostics._fields import EnsembleCheck
 from enkg_ppl.evaluation._evaluator import Evaluator
 from enkg_ppl.guidance._base import Correction
@@ -22,6 +21,7 @@ from enkg_ppl.guidance._guide import run_levels
 from enkg_ppl.posterior import Posterior
 from enkg_ppl.problem import InverseProblem
 from enkg_ppl.schedule import Karras
+from enkg_ppl.types import Key
 
 # A cycle: to this share of the prior's scale, and in so many levels down to that one, so near that little bends.
 MIDDLE_LEVEL, LAST_LEVEL, CYCLE_LEVELS = 0.15, 0.015, 12

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import equinox as eqx
 from jaxtyping import Array, Float, Int
 
-from enkg_ppl._types import Ensemble, Key, Scalar
 from enkg_ppl.evaluation._evaluator import Respond
 from enkg_ppl.problem import InverseProblem
 from enkg_ppl.schedule import Schedule
+from enkg_ppl.types import Ensemble, Key, Scalar
 
 
 class Level(NamedTuple):

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import Scalar, Vector
 from enkg_ppl.priors import Prior, over_particles
+from enkg_ppl.types import Scalar, Vector
 
 # With the derivative of the denoiser, for one particle and level. Of 64 pixels of digits, 8 give the guided ensemble
 # of all 64 to a hundredth of its error. On vorticity (256 data, a slope from 480 pairs) the shift after 8 differs by

@@ -12,7 +12,7 @@ import jax.random as jr
 from jax.core import Tracer
 from jaxtyping import Array, Bool
 
-from enkg_ppl._types import Ensemble, Key, Vector
+from enkg_ppl._keywords import explain_keywords
 from enkg_ppl.evaluation._black_box import raise_host_failure, watch_black_boxes
 from enkg_ppl.evaluation._evaluator import Evaluator, Respond, ensemble_response
 from enkg_ppl.evaluation._ledger import Ledger
@@ -21,8 +21,10 @@ from enkg_ppl.guidance._kalman import KalmanCorrection
 from enkg_ppl.posterior import Posterior
 from enkg_ppl.problem import InverseProblem
 from enkg_ppl.schedule import Schedule
+from enkg_ppl.types import Ensemble, Key, Vector
 
 
+@explain_keywords("guide")
 @watch_black_boxes()
 def guide(
     key: Key,

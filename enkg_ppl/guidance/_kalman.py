@@ -26,16 +26,15 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from enkg_ppl._random import normals
-from enkg_ppl._types import AnyArray, Ensemble, Key, Scalar
 from enkg_ppl.guidance._base import Correction, Level
 from enkg_ppl.guidance._bounds import MOST, bounded
 from enkg_ppl.guidance._gain import covariance_product, eigh, kalman_shift, krylov_shift
 from enkg_ppl.likelihood import Response
 from enkg_ppl.linearise._slope import Pairs, judged, learn, no_pairs
 from enkg_ppl.priors import GaussianPrior, Prior, in_chunks, over_particles
-from enkg_ppl.priors._flow import conditional_sample, quick_draw
 from enkg_ppl.problem import InverseProblem
 from enkg_ppl.schedule import Karras, Schedule, VarianceExploding
+from enkg_ppl.types import AnyArray, Ensemble, Key, Scalar
 
 # Particles whose own derivatives of the denoiser are held in memory at a time.
 PARTICLES_AT_A_TIME = 16
@@ -158,14 +157,14 @@ def _conditional(prior: GaussianPrior, eps: Ensemble, x: Ensemble, sigma) -> Ens
 @eqx.filter_jit
 def _noised_prior_draws(key: Key, prior, num_particles: int, sigma) -> Ensemble:
     key_draw, key_noise = jr.split(key)
-    x0 = over_particles(prior, lambda key: quick_draw(key, prior), jr.split(key_draw, num_particles))
+    x0 = over_particles(prior, lambda key: prior.rough_sample(key), jr.split(key_draw, num_particles))
     return x0 + sigma * jr.normal(key_noise, x0.shape, x0.dtype)
 
 
 @eqx.filter_jit
 def _draw(key: Key, prior, x: Ensemble, sigma, num_draw_steps: int) -> Ensemble:
     keys = jr.split(key, x.shape[0])
-    return over_particles(prior, lambda key, x_j: conditional_sample(key, prior, x_j, sigma, num_draw_steps), keys, x)
+    return over_particles(prior, lambda key, x_j: prior.conditional_sample(key, x_j, sigma, num_draw_steps), keys, x)
 
 
 @eqx.filter_jit

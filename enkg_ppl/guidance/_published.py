@@ -10,7 +10,6 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from enkg_ppl._checks import check_whole
-from enkg_ppl._types import Ensemble, Key
 from enkg_ppl.evaluation._evaluator import Respond
 from enkg_ppl.guidance._base import Correction, Level
 from enkg_ppl.likelihood import Response
@@ -18,6 +17,7 @@ from enkg_ppl.priors import over_particles
 from enkg_ppl.priors._flow import euler_step, euler_to_zero
 from enkg_ppl.problem import InverseProblem
 from enkg_ppl.schedule import Karras
+from enkg_ppl.types import Ensemble, Key
 
 
 class PublishedCorrection(Correction):

@@ -1,4 +1,7 @@
-"""A simulator as a linear map: ridge regression, and what follows from it."""
+"""A simulator as a linear map: ridge regression, and what follows from it.
+
+The library's own: not part of what is promised to others.
+"""
 
 from enkg_ppl.linearise._noise import is_known, typical_noise
 from enkg_ppl.linearise._penalty import Fixed, GeneralisedCrossValidation, LeaveOneOut

@@ -22,9 +22,9 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Float
 
-from enkg_ppl._types import AnyArray, Ensemble, Scalar, Vector
 from enkg_ppl.likelihood import Response
 from enkg_ppl.linearise._ridge import affine_ridge
+from enkg_ppl.types import AnyArray, Ensemble, Scalar, Vector
 
 MOST_GIVEN = 8
 LEAST_NOISE = 1e-12  # of the spread of a datum's predictions

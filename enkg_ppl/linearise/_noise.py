@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from enkg_ppl._types import AnyArray
+from enkg_ppl.types import AnyArray
 
 
 def typical_noise(

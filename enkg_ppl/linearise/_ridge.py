@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from enkg_ppl._types import AnyArray
 from enkg_ppl.linearise._penalty import Axes, Fixed, GeneralisedCrossValidation, LeaveOneOut, positive
+from enkg_ppl.types import AnyArray
 
 
 def ridge(

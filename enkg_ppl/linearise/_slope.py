@@ -13,11 +13,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import Ensemble
 from enkg_ppl.linearise._local_slope import PENALTIES, expected_variances, local_ridge
 from enkg_ppl.linearise._penalty import LeaveOneOut
 from enkg_ppl.linearise._ridge import power_of_two, ridge
 from enkg_ppl.priors import Grid
+from enkg_ppl.types import Ensemble
 
 # Pairs are kept until there are this many: on a field of as many unknowns they determine a linear map.
 ROWS = 1024

@@ -1,1 +1,4 @@
-"""Mixtures of multivariate Student-t distributions, and fits of them."""
+"""Mixtures of multivariate Student-t distributions, and fits of them.
+
+The library's own: not part of what is promised to others.
+"""

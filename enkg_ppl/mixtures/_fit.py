@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from enkg_ppl._types import Ensemble
 from enkg_ppl.bijections._warp import choose_given, fit_warp
 from enkg_ppl.mixtures._student import Reference, StudentMixture, log_joint, mixture, squared_distances
+from enkg_ppl.types import Ensemble
 
 # Constants of the fit, measured on the sbibm tasks.
 NUM_EM_STEPS = 25

@@ -17,8 +17,8 @@ from jax.scipy.special import gammaln, logsumexp
 from jaxtyping import Float, Int
 
 from enkg_ppl._random import gumbel
-from enkg_ppl._types import AnyArray, Ensemble, Scalar, Vector
 from enkg_ppl.bijections._warp import Warp, no_warp
+from enkg_ppl.types import AnyArray, Ensemble, Scalar, Vector
 
 
 class StudentMixture(eqx.Module):

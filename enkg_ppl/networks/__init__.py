@@ -5,6 +5,9 @@ event ``x`` and a scalar ``noise`` (the preconditioning's noise coordinate) to a
 precision of ``x``. ``noise`` comes in the caller's precision, which may be higher: the embedding of the noise is
 computed in it and then cast to ``x.dtype``, since bfloat16 cannot tell noise levels apart.
 ``config()`` returns the arguments as JSON values, so that ``NETWORKS[name](**config, key=key)`` builds the same tree.
+
+`NETWORKS` has those here by class name, which are what `save_prior` and `load_prior` know. A network of your own, of
+the same form, goes into `enkg_ppl.NetworkPrior` as it is; it may be made of `enkg_ppl.networks.parts`.
 """
 
 from enkg_ppl.networks._adm_unet import ADMUNet

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from enkg_ppl._checks import check_choice, check_whole
-from enkg_ppl._types import Key, Scalar
 from enkg_ppl.networks._blocks import (
     NoiseMap,
     PositionalFeatures,
@@ -24,14 +23,19 @@ from enkg_ppl.networks._blocks import (
 )
 from enkg_ppl.networks._config import Configured
 from enkg_ppl.networks._layers import Conv2d, GroupNorm, Image, Padding
+from enkg_ppl.types import Key, Scalar
 
 
-class _EncoderLevel(eqx.Module):
+class ADMEncoderLevel(eqx.Module):
+    """A resolution on the way down: how it is entered, and its blocks."""
+
     enter: Conv2d | ResidualBlock | Resampling  # the stem at full resolution, a halving layer below
     blocks: tuple[ResidualBlock, ...]
 
 
-class _DecoderLevel(eqx.Module):
+class ADMDecoderLevel(eqx.Module):
+    """A resolution on the way up."""
+
     enter: tuple[ResidualBlock | Resampling, ...]  # the middle of the U at the lowest resolution, a doubling above
     blocks: tuple[ResidualBlock, ...]
 
@@ -65,8 +69,8 @@ class ADMUNet(Configured):
     """
 
     noise: NoiseMap
-    encoder_levels: tuple[_EncoderLevel, ...]
-    decoder_levels: tuple[_DecoderLevel, ...]
+    encoder_levels: tuple[ADMEncoderLevel, ...]
+    decoder_levels: tuple[ADMDecoderLevel, ...]
     norm: GroupNorm
     out: Conv2d
     shape: tuple[int, int, int] = eqx.field(static=True)
@@ -198,7 +202,7 @@ class ADMUNet(Configured):
                 blocks.append(block(width, outputs, attention=sides[level] in self.attention_resolutions))
                 width = outputs
                 kept.append(width)
-            down.append(_EncoderLevel(enter, tuple(blocks)))
+            down.append(ADMEncoderLevel(enter, tuple(blocks)))
 
         up = []
         for level in reversed(range(levels)):
@@ -211,7 +215,7 @@ class ADMUNet(Configured):
             for _ in range(num_blocks + 1):
                 blocks.append(block(width + kept.pop(), channels[level], attention=attention))
                 width = channels[level]
-            up.append(_DecoderLevel(enter, tuple(blocks)))
+            up.append(ADMDecoderLevel(enter, tuple(blocks)))
         self.encoder_levels, self.decoder_levels = tuple(down), tuple(up)
         self.norm = GroupNorm(width, groups=groups_of(width), eps=eps)
         self.out = Conv2d(width, self.out_channels, 3, key=next(keys), gain=0, padding=padding)

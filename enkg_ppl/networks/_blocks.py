@@ -12,7 +12,6 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from enkg_ppl._random import normals
-from enkg_ppl._types import Key, Scalar
 from enkg_ppl.networks._layers import (
     Conv2d,
     Features,
@@ -24,6 +23,7 @@ from enkg_ppl.networks._layers import (
     on_device,
     upsample,
 )
+from enkg_ppl.types import Key, Scalar
 
 Taps = tuple[float, ...]
 MAX_PERIOD = 10_000.0  # of the slowest sinusoid of a positional embedding (Vaswani et al. 2017, section 3.5)

@@ -9,15 +9,15 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from enkg_ppl._checks import check_whole
-from enkg_ppl._types import Key, Scalar
 from enkg_ppl.networks._blocks import check_event
 from enkg_ppl.networks._config import Configured
 from enkg_ppl.networks._layers import Conv2d, Features, Image, Linear, constant
+from enkg_ppl.types import Key, Scalar
 
 EPS = 1e-5
 
 
-class _PixelNorm(eqx.Module):
+class PixelNorm(eqx.Module):
     """Layer normalisation over the whole feature map, with a scale and a shift for every entry."""
 
     weight: Float[Array, "height width channels"]
@@ -45,7 +45,7 @@ class ConvDDPM(Configured):
     frequencies: Float[Array, " frequencies"]
     time: tuple[Linear, ...]
     convs: tuple[Conv2d, ...]
-    norms: tuple[_PixelNorm, ...]
+    norms: tuple[PixelNorm, ...]
     out: Conv2d
     shape: tuple[int, int, int] = eqx.field(static=True)
     widths: tuple[int, ...] = eqx.field(static=True)
@@ -82,7 +82,7 @@ class ConvDDPM(Configured):
         inputs = (channels, *self.widths[:-1])
         self.convs = tuple(Conv2d(a, b, kernel, key=k) for a, b, k in zip(inputs, self.widths, keys[4:], strict=True))
         sizes = [(height, width, n) for n in self.widths]
-        self.norms = tuple(_PixelNorm(constant(1.0, size), constant(0.0, size)) for size in sizes)
+        self.norms = tuple(PixelNorm(constant(1.0, size), constant(0.0, size)) for size in sizes)
         self.out = Conv2d(self.widths[-1], channels, 3, key=key_out, gain=0)
 
     def __call__(self, x: Image, noise: Scalar) -> Image:

@@ -11,7 +11,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import Key, Scalar
+from enkg_ppl.types import Key, Scalar
 
 # Cycles over the range of noise coordinates. The slowest is almost a straight line; faster ones than the largest would
 # make the denoiser rough in sigma, which the probability flow integrates over.

@@ -16,7 +16,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from enkg_ppl._random import uniforms
-from enkg_ppl._types import Key
+from enkg_ppl.types import Key
 
 Padding = Literal["zeros", "periodic"]
 Features = Float[Array, "height width channels"]

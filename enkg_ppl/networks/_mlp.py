@@ -12,9 +12,9 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from enkg_ppl._checks import check_whole
-from enkg_ppl._types import Key, Scalar
 from enkg_ppl.networks._config import Configured
 from enkg_ppl.networks._embedding import EDM_RANGE, NoiseEmbedding
+from enkg_ppl.types import Key, Scalar
 
 
 def zeroed(layer):
@@ -22,7 +22,7 @@ def zeroed(layer):
     return eqx.tree_at(lambda m: (m.weight, m.bias), layer, replace_fn=jnp.zeros_like)
 
 
-class _Block(eqx.Module):
+class DenseBlock(eqx.Module):
     """``h + W2 silu(W1 silu(h) + V e)``, e the noise embedding."""
 
     first: eqx.nn.Linear
@@ -51,7 +51,7 @@ class ResidualMLP(Configured):
 
     input: eqx.nn.Linear
     embedding: NoiseEmbedding
-    blocks: tuple[_Block, ...]
+    blocks: tuple[DenseBlock, ...]
     output: eqx.nn.Linear
     dim: int = eqx.field(static=True)
     width: int = eqx.field(static=True)
@@ -71,7 +71,7 @@ class ResidualMLP(Configured):
         key_input, key_embedding, key_output, *keys = jr.split(key, 3 + depth)
         self.input = eqx.nn.Linear(dim, width, key=key_input)
         self.embedding = NoiseEmbedding(embedding_size, noise_range, key=key_embedding)
-        self.blocks = tuple(_Block(width, embedding_size, key=k) for k in keys)
+        self.blocks = tuple(DenseBlock(width, embedding_size, key=k) for k in keys)
         self.output = zeroed(eqx.nn.Linear(width, dim, key=key_output))
         self.dim, self.width, self.depth = dim, width, depth
 

@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Array
 
 from enkg_ppl._checks import check_choice, check_whole
-from enkg_ppl._types import Key, Scalar
 from enkg_ppl.networks._blocks import (
     FourierFeatures,
     NoiseMap,
@@ -26,6 +25,7 @@ from enkg_ppl.networks._blocks import (
 )
 from enkg_ppl.networks._config import Configured
 from enkg_ppl.networks._layers import Conv2d, GroupNorm, Image, Linear, Padding, downsample, upsample
+from enkg_ppl.types import Key, Scalar
 
 EPS = 1e-6
 SKIP_SCALE = 0.5**0.5  # keeps the variance of a sum of two branches
@@ -35,13 +35,17 @@ def _groups(channels: int) -> int:
     return max(1, min(32, channels // 4))
 
 
-class _EncoderLevel(eqx.Module):
+class SongEncoderLevel(eqx.Module):
+    """A resolution on the way down: how it is entered, what comes from the image, and its blocks."""
+
     enter: Conv2d | ResidualBlock  # the stem at full resolution, a halving block below
     image: Linear | Conv2d | None  # from the image at this resolution to the features
     blocks: tuple[ResidualBlock, ...]
 
 
-class _DecoderLevel(eqx.Module):
+class SongDecoderLevel(eqx.Module):
+    """A resolution on the way up; at some, an image comes out."""
+
     enter: tuple[ResidualBlock, ...]  # the middle of the U at the lowest resolution, a doubling block above
     blocks: tuple[ResidualBlock, ...]
     norm: GroupNorm | None  # normalisation before `out`
@@ -78,8 +82,8 @@ class SongUNet(Configured):
     """
 
     noise: NoiseMap
-    encoder_levels: tuple[_EncoderLevel, ...]
-    decoder_levels: tuple[_DecoderLevel, ...]
+    encoder_levels: tuple[SongEncoderLevel, ...]
+    decoder_levels: tuple[SongDecoderLevel, ...]
     shape: tuple[int, int, int] = eqx.field(static=True)
     width: int = eqx.field(static=True)
     multipliers: tuple[int, ...] = eqx.field(static=True)
@@ -188,7 +192,7 @@ class SongUNet(Configured):
                 blocks.append(block(channels, width * multiplier, attention=attended[level]))
                 channels = width * multiplier
                 kept.append(channels)
-            down.append(_EncoderLevel(enter, image, tuple(blocks)))
+            down.append(SongEncoderLevel(enter, image, tuple(blocks)))
 
         up = []
         for level in reversed(range(levels)):
@@ -205,7 +209,7 @@ class SongUNet(Configured):
             if level == 0 or decoder == "skip":
                 norm = GroupNorm(channels, groups=_groups(channels), eps=EPS)
                 out = Conv2d(channels, shape[0], 3, key=next(keys), gain=0, padding=padding)
-            up.append(_DecoderLevel(enter, tuple(blocks), norm, out))
+            up.append(SongDecoderLevel(enter, tuple(blocks), norm, out))
         self.encoder_levels, self.decoder_levels = tuple(down), tuple(up)
 
     def __call__(self, x: Image, noise: Scalar) -> Image:

@@ -11,10 +11,10 @@ import jax.random as jr
 from jaxtyping import Array, Float
 
 from enkg_ppl._checks import check_choice, check_whole
-from enkg_ppl._types import Key, Scalar
 from enkg_ppl.networks._config import Configured
 from enkg_ppl.networks._embedding import EDM_RANGE, NoiseEmbedding
 from enkg_ppl.networks._mlp import zeroed
+from enkg_ppl.types import Key, Scalar
 
 GROUPS = 8  # at most; fewer where the channels do not divide by it
 
@@ -29,7 +29,7 @@ def _conv(inputs: int, outputs: int, padding: str, *, size: int = 3, stride: int
     return eqx.nn.Conv1d(inputs, outputs, size, stride, padding=size // 2, padding_mode=mode, key=key)
 
 
-class _Block(eqx.Module):
+class ConvBlock1d(eqx.Module):
     """Two convolutions with a residual connection; the noise embedding is added between them."""
 
     norm_first: eqx.nn.GroupNorm
@@ -67,11 +67,11 @@ class UNet1d(Configured):
 
     embedding: NoiseEmbedding
     input: eqx.nn.Conv1d
-    down: tuple[tuple[_Block, ...], ...]
+    down: tuple[tuple[ConvBlock1d, ...], ...]
     shrink: tuple[eqx.nn.Conv1d, ...]
-    middle: _Block
+    middle: ConvBlock1d
     grow: tuple[eqx.nn.Conv1d, ...]
-    up: tuple[tuple[_Block, ...], ...]
+    up: tuple[tuple[ConvBlock1d, ...], ...]
     norm: eqx.nn.GroupNorm
     output: eqx.nn.Conv1d
     channels: int = eqx.field(static=True)
@@ -100,7 +100,7 @@ class UNet1d(Configured):
         widths = [width * m for m in multipliers]
 
         def block(inputs, outputs):
-            return _Block(inputs, outputs, embedding_size, padding, key=next(keys))
+            return ConvBlock1d(inputs, outputs, embedding_size, padding, key=next(keys))
 
         self.embedding = NoiseEmbedding(embedding_size, noise_range, key=next(keys))
         self.input = _conv(channels, width, padding, key=next(keys))

@@ -1,8 +1,16 @@
-"""The bridge to NumPyro, the only place besides `calibration` that imports it."""
+"""The bridge to NumPyro, the only place besides `calibration` that imports it.
+
+`EnKG` takes the place of `MCMC`; what it had done before an error is a `PartialResult`, with ensembles `UnderWay`.
+`DiffusionPrior` is the distribution of a site under an `enkg_ppl.priors.Prior`, and `DiffusionReparam` moves such a
+site to standard-normal space for other samplers. `fit_prior` learns a prior from a model's draws (`FittedPrior`, its
+`FittedSite`s). A model that cannot be inferred is a `ModelError`, a distribution without a transport an
+`UnsupportedPriorError`: `enkg_ppl.numpyro.transports` says how to give it one.
+"""
 
 from enkg_ppl.numpyro._diffusion_prior import DiffusionPrior, DiffusionReparam
 from enkg_ppl.numpyro._enkg import EnKG
-from enkg_ppl.numpyro._fit_prior import FittedPrior, fit_prior
+from enkg_ppl.numpyro._fit_prior import FittedPrior, FittedSite, fit_prior
+from enkg_ppl.numpyro._partial import PartialResult, UnderWay
 from enkg_ppl.numpyro._refusals import ModelError
 from enkg_ppl.numpyro.transports import UnsupportedPriorError
 
@@ -11,7 +19,10 @@ __all__ = [
     "DiffusionReparam",
     "EnKG",
     "FittedPrior",
+    "FittedSite",
     "ModelError",
+    "PartialResult",
+    "UnderWay",
     "UnsupportedPriorError",
     "fit_prior",
 ]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +32,11 @@ def check_extra_fields(extra_fields) -> None:
             raise ValueError(f"extra_fields may hold {' and '.join(known)}; got {field!r}")
 
 
+AS_IT_IS = "it takes {known}, and the model itself in place of a kernel, as in EnKG(model)"
 # What an MCMC or a kernel takes, and what stands in its place.
 OF_MCMC = {
+    "kernel": AS_IT_IS,
+    "sampler": AS_IT_IS,
     "num_samples": "draws are particles, so pass num_particles=",
     "num_chains": "chains are independent ensembles, so pass num_ensembles=",
     "num_warmup": "an ensemble has no warm-up, so leave it out",
@@ -51,17 +52,6 @@ OF_MCMC = {
     "progress_rate": "pass progress_bar=True or False",
     "jit_model_args": "arguments of the model are traced where they can be, so leave it out",
 }
-
-
-def refuse_unknown(unknown: dict[str, Any]) -> None:
-    known = ["num_particles", "num_ensembles", "ensemble_method", "correction", "schedule", "refine", "progress_bar"]
-    known += ["max_forward_evaluations", "chunk_size", "init"]
-    for name in unknown:
-        close = difflib.get_close_matches(name, known, 1)
-        if name in ("kernel", "sampler"):
-            close, known = [], [*known, "and the model itself in place of a kernel, as in EnKG(model)"]
-        hint = f"did you mean '{close[0]}'?" if close else f"it takes {', '.join(known)}"
-        raise TypeError(f"EnKG has no argument '{name}'; {OF_MCMC.get(name, hint)}")
 
 
 def check_model(model) -> None:

@@ -22,10 +22,10 @@ from numpyro.distributions.util import validate_sample
 from numpyro.infer.reparam import Reparam
 
 from enkg_ppl._checks import check_whole, whole_shape
-from enkg_ppl._types import Key
 from enkg_ppl.numpyro.transports import UnsupportedPriorError, from_standard, standard_shape, to_standard
 from enkg_ppl.priors import GaussianPrior, NetworkPrior, Prior
-from enkg_ppl.priors._flow import EXACT_DIVERGENCE_DIM, Flow, decode, draw, encode
+from enkg_ppl.priors._flow import EXACT_DIVERGENCE_DIM, Flow
+from enkg_ppl.types import Key
 
 # Fresh ones at every noise level: little more work than 8 that stay the same in the flow's ODE, a fifth of the error.
 NUM_PROBES = 16
@@ -109,13 +109,13 @@ class DiffusionPrior(dist.Distribution):
 
     def sample(self, key, sample_shape: tuple[int, ...] = ()) -> Array:
         """Independent draws, shape ``sample_shape + batch_shape + event_shape``."""
-        return self._drawn(key, sample_shape, draw)
+        return self._drawn(key, sample_shape, lambda key, prior: prior.sample(key))
 
     def rsample(self, key, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draws by the flow, differentiable in the prior's arrays, whether or not it has a sampler of its own."""
 
         def flow_draw(key, prior):
-            return decode(prior, jr.normal(key, prior.location.shape, prior.location.dtype))
+            return prior.decode(jr.normal(key, prior.location.shape, prior.location.dtype))
 
         return self._drawn(key, sample_shape, flow_draw)
 
@@ -243,12 +243,12 @@ def _(fn: DiffusionPrior):
 
 @from_standard.register
 def _(fn: DiffusionPrior, z):
-    return _transported(fn, decode, z)
+    return _transported(fn, lambda prior, z: prior.decode(z), z)
 
 
 @to_standard.register
 def _(fn: DiffusionPrior, value):
-    return _transported(fn, encode, value)
+    return _transported(fn, lambda prior, x: prior.encode(x), value)
 
 
 def _transported(fn: DiffusionPrior, transport, array):

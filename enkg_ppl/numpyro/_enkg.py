@@ -16,9 +16,9 @@ import numpy as np
 from numpyro.infer import MCMC
 
 from enkg_ppl._checks import check_whole
-from enkg_ppl._infer import Progress, infer
-from enkg_ppl._types import Ensemble
-from enkg_ppl.diagnostics._diagnose import Diagnostics
+from enkg_ppl._infer import RunProgress, infer
+from enkg_ppl._keywords import explain_keywords
+from enkg_ppl.diagnostics import Diagnostics
 from enkg_ppl.evaluation._black_box import BlackBoxError
 from enkg_ppl.evaluation._blocks import block_size
 from enkg_ppl.evaluation._ensembles import METHODS, EnsembleMethod, Meeting, run_ensembles
@@ -27,16 +27,16 @@ from enkg_ppl.evaluation._failure import MOST_CHECKS, Run, continue_run
 from enkg_ppl.evaluation._ledger import Ledger
 from enkg_ppl.guidance import Correction
 from enkg_ppl.numpyro._arguments import (
+    OF_MCMC,
     about_plates,
     as_typed_key,
     check_extra_fields,
     check_model,
-    refuse_unknown,
 )
 from enkg_ppl.numpyro._init import starting_points
 from enkg_ppl.numpyro._model import NumPyroModel
 from enkg_ppl.numpyro._partial import PartialResult, kept_on_failure
-from enkg_ppl.numpyro._predict import predict, sample_observed
+from enkg_ppl.numpyro._predict import sample_observed, sample_prior
 from enkg_ppl.numpyro._progress import ProgressBar
 from enkg_ppl.numpyro._refusals import ModelError
 from enkg_ppl.numpyro._renamed import new_names, renamed, renamed_run, what_was_renamed
@@ -47,6 +47,7 @@ from enkg_ppl.posterior import Posterior
 from enkg_ppl.problem import InverseProblem
 from enkg_ppl.refinement import Refinement
 from enkg_ppl.schedule import Schedule
+from enkg_ppl.types import Ensemble
 
 MAX_LISTED = 64  # entries of a diffusion prior's site that a summary lists one by one
 AMPLE = 24  # simulations a particle, below which a budget has none left to repeat
@@ -80,6 +81,7 @@ class EnKG(MCMC):
     Source: Zheng et al., arXiv 2409.20175 (guidance); the refinements have their own.
     """
 
+    @explain_keywords("EnKG", instead=OF_MCMC)
     def __init__(
         self,
         model: Callable,
@@ -94,10 +96,8 @@ class EnKG(MCMC):
         max_forward_evaluations: int | None = None,
         chunk_size: int | None = None,
         init: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
-        **unknown: Any,
     ):
         # MCMC.__init__ sets up chains of a kernel; there is none here, so it is not called.
-        refuse_unknown(unknown)
         check_model(model)
         least = 4 if refine is not None else 2
         why = " (ensembles are split in two halves of at least 2 particles)"
@@ -179,7 +179,7 @@ class EnKG(MCMC):
         ):
 
             def one(i: int, meeting: Meeting | None) -> Posterior:
-                progress = Progress(functools.partial(bar.guide, i), functools.partial(bar.refine, i))
+                progress = RunProgress(functools.partial(bar.guide, i), functools.partial(bar.refine, i))
                 own = evaluator.another(ledgers[i], meeting)
                 finished[i] = self._infer(jr.fold_in(rng_key, i), numpyro_model, problem, own, init, progress)
                 bar.done(i)
@@ -212,7 +212,7 @@ class EnKG(MCMC):
         problem: InverseProblem,
         evaluator: Evaluator,
         init: Ensemble | None,
-        progress: Progress,
+        progress: RunProgress,
     ) -> Posterior:
         """One ensemble: the guided flow, then the refinement."""
         if self.refine is None and not numpyro_model.guided:
@@ -341,7 +341,8 @@ class EnKG(MCMC):
 
         result = self._on_host("to_arviz")
         if prior is True:
-            prior = predict(self, jr.key(SEED_PRIOR))
+            model = NumPyroModel(self.model, self._args, self._kwargs)
+            prior = sample_prior(jr.key(SEED_PRIOR), model, self.num_ensembles, self.num_particles)
         if posterior_predictive is True:
             posterior_predictive = sample_observed(jr.key(SEED_PREDICTIVE), result.observations)
         pointwise = jax.device_get(result.log_likelihood) if log_likelihood else None

@@ -16,17 +16,17 @@ from jaxtyping import Array, Float
 from numpyro import handlers
 from numpyro.distributions import constraints
 
-from enkg_ppl._types import Key
 from enkg_ppl.numpyro._diffusion_prior import DiffusionPrior
 from enkg_ppl.numpyro._response import ranks_may_differ
 from enkg_ppl.priors import NetworkPrior
+from enkg_ppl.types import Key
 
 VALUE = "value"  # the name of the only site of a distribution
 NUM_DRAWS = 100_000
 CHUNK = 10_000  # draws of the model at a time
 
 
-class _Site(NamedTuple):
+class FittedSite(NamedTuple):
     """One site and its part ``[start, stop)`` of the latent vector."""
 
     shape: tuple[int, ...]  # of the value
@@ -46,7 +46,7 @@ class FittedPrior:
     and back, for one u; values always lie in the sites' supports. `sample`: draws by the probability flow.
     """
 
-    def __init__(self, prior: NetworkPrior, sites: dict[str, _Site], mean: np.ndarray, sd: np.ndarray):
+    def __init__(self, prior: NetworkPrior, sites: dict[str, FittedSite], mean: np.ndarray, sd: np.ndarray):
         self.prior = prior
         self._sites, self._mean, self._sd = sites, mean, sd
 
@@ -173,7 +173,7 @@ def _with_record(prior: NetworkPrior, record: dict[str, Any]) -> NetworkPrior:
     )
 
 
-def _find_sites(model, args, kwargs, names: Sequence[str] | None) -> dict[str, _Site]:
+def _find_sites(model, args, kwargs, names: Sequence[str] | None) -> dict[str, FittedSite]:
     """The sites to learn, in the order of the model, with their places in the vector."""
     with ranks_may_differ():
         first, second = (handlers.trace(handlers.seed(model, jr.key(i))).get_trace(*args, **kwargs) for i in range(2))
@@ -201,7 +201,7 @@ def _find_sites(model, args, kwargs, names: Sequence[str] | None) -> dict[str, _
             )
         shape = jnp.shape(site["value"])
         free_shape = tuple(dist.biject_to(support).inverse_shape(shape))
-        found[name] = _Site(shape, free_shape, support, start, start + math.prod(free_shape))
+        found[name] = FittedSite(shape, free_shape, support, start, start + math.prod(free_shape))
         start = found[name].stop
     return found
 
@@ -219,12 +219,12 @@ def _same(a: constraints.Constraint, b: constraints.Constraint) -> bool:
     return structure == other and all(np.array_equal(x, y) for x, y in zip(one, two, strict=True))
 
 
-def _constrain(site: _Site, free: Float[Array, " part"]) -> Array:
+def _constrain(site: FittedSite, free: Float[Array, " part"]) -> Array:
     with ranks_may_differ():
         return dist.biject_to(site.support)(free.reshape(site.free_shape))
 
 
-def _unconstrain(site: _Site, value: Array) -> Float[Array, " part"]:
+def _unconstrain(site: FittedSite, value: Array) -> Float[Array, " part"]:
     with ranks_may_differ():
         return jnp.ravel(dist.biject_to(site.support).inv(value))
 
@@ -247,7 +247,7 @@ def _draws(model, args, kwargs, names: tuple[str, ...], key: Key, num: int) -> d
     return {name: np.concatenate([part[name] for part in parts])[:num] for name in names}
 
 
-def _check_draws(free: np.ndarray, found: dict[str, _Site]) -> None:
+def _check_draws(free: np.ndarray, found: dict[str, FittedSite]) -> None:
     for name, site in found.items():
         part = free[:, site.start : site.stop]
         if not np.isfinite(part).all():

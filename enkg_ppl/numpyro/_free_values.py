@@ -11,9 +11,9 @@ import numpyro.distributions as dist
 from jax.interpreters.partial_eval import dce_jaxpr
 from numpyro.distributions import biject_to
 
-from enkg_ppl._types import Vector
 from enkg_ppl.evaluation._host_call import calls_host
 from enkg_ppl.numpyro._simulator import Simulator
+from enkg_ppl.types import Vector
 
 # Deterministic sites that are larger than this, in dimensions, are left out.
 MOST_COMPUTED = 4

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from enkg_ppl._types import Ensemble
 from enkg_ppl.numpyro._model import NumPyroModel
 from enkg_ppl.numpyro._refusals import ModelError
+from enkg_ppl.types import Ensemble
 
 
 def starting_points(model: NumPyroModel, init: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Ensemble:

@@ -22,7 +22,6 @@ import numpy as np
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array
 
-from enkg_ppl._types import Vector
 from enkg_ppl.evaluation._programs import weakly
 from enkg_ppl.numpyro._diffusion_prior import DiffusionPrior, diffusion_prior_in
 from enkg_ppl.numpyro._free_values import free_values
@@ -36,6 +35,7 @@ from enkg_ppl.numpyro.transports import from_standard, standard_shape
 from enkg_ppl.priors import GaussianPrior, Prior
 from enkg_ppl.priors._product import ProductPrior
 from enkg_ppl.problem import InverseProblem
+from enkg_ppl.types import Vector
 
 
 class NumPyroModel:

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import Scalar
 from enkg_ppl.likelihood import Likelihood, Response
 from enkg_ppl.numpyro._response import gaussian_response, ranks_may_differ
 from enkg_ppl.numpyro._support import unflattened, validating
+from enkg_ppl.types import Scalar
 
 
 class Observation(eqx.Module):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -11,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from enkg_ppl._types import Ensemble
 from enkg_ppl.evaluation._host_call import calls_host
 from enkg_ppl.evaluation._ledger import Ledger
 from enkg_ppl.numpyro._model import NumPyroModel
 from enkg_ppl.posterior import Posterior
 from enkg_ppl.priors._coordinates import decode_all
 from enkg_ppl.problem import InverseProblem
+from enkg_ppl.types import Ensemble, Vector
 
 
 class UnderWay(NamedTuple):
@@ -41,8 +42,15 @@ class PartialResult:
     `num_forward_evaluations`: all that were made, or begun in the call that failed.
     """
 
-    def __init__(self, model: NumPyroModel, posteriors: dict[int, Posterior], under_way: list[UnderWay], count: int):
-        self._model = model
+    def __init__(
+        self,
+        values: Callable[[Vector], dict[str, jax.Array]],
+        posteriors: dict[int, Posterior],
+        under_way: list[UnderWay],
+        count: int,
+    ):
+        """`values`: the latent sites, by name, of one latent vector. `count`: forward evaluations."""
+        self._values = values
         self.posteriors = posteriors
         self.under_way = under_way
         self.num_forward_evaluations = count
@@ -77,21 +85,15 @@ class PartialResult:
 
         Raises `RuntimeError` where a site's prior depends on a black box.
         """
-        names, replay = [site.name for site in self._model.sites], self._model.simulator.replay
-
-        def values(z):
-            found = replay(z)[0]
-            return {name: found[name] for name in names}
-
         draws = jnp.asarray(draws)
-        program = jax.make_jaxpr(values)(draws[0]).jaxpr
+        program = jax.make_jaxpr(self._values)(draws[0]).jaxpr
         needed, _ = dce_jaxpr(program, [True] * len(program.outvars))
         if calls_host(needed):
             raise RuntimeError(
                 "a latent site's prior depends on a black box, which partial results do not call: use the latent "
                 "vectors in partial.posteriors[i].draws or partial.under_way[i].draws"
             )
-        return jax.jit(jax.vmap(values))(draws)
+        return jax.jit(jax.vmap(self._values))(draws)
 
 
 @contextlib.contextmanager
@@ -111,9 +113,20 @@ def kept_on_failure(
         if count:
             unfinished = [i for i in range(len(ledgers)) if i not in posteriors]
             under_way = [_under_way(i, problem, ledgers[i], block) for i in unfinished]
-            enkg.partial = PartialResult(model, dict(posteriors), under_way, count)
+            enkg.partial = PartialResult(_Values(model), dict(posteriors), under_way, count)
             error.add_note(f"What was done before this error is kept in enkg.partial: {enkg.partial!r}")
         raise
+
+
+@dataclasses.dataclass(frozen=True)
+class _Values:
+    """The latent sites, by name, of one latent vector; it can be pickled where the model can."""
+
+    model: NumPyroModel
+
+    def __call__(self, z: Vector) -> dict[str, jax.Array]:
+        found = self.model.simulator.replay(z)[0]
+        return {site.name: found[site.name] for site in self.model.sites}
 
 
 def _under_way(i: int, problem: InverseProblem, ledger: Ledger, block: int) -> UnderWay:

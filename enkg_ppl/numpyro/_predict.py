@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -19,9 +17,6 @@ from enkg_ppl.numpyro._result import is_standard
 from enkg_ppl.numpyro._simulator import Simulator
 from enkg_ppl.priors._coordinates import decode_all
 
-if TYPE_CHECKING:
-    from enkg_ppl.numpyro._enkg import EnKG
-
 
 def sample_observed(key: jax.Array, observations: dict[str, Observation]) -> dict[str, jax.Array]:
     """Replicated data of every observed site from its distribution at each (ensemble, particle)."""
@@ -35,12 +30,11 @@ def sample_observed(key: jax.Array, observations: dict[str, Observation]) -> dic
 
 
 @watch_black_boxes()
-def predict(enkg: EnKG, key: jax.Array) -> dict[str, jax.Array]:
+def sample_prior(key: jax.Array, model: NumPyroModel, num_ensembles: int, num_particles: int) -> dict[str, jax.Array]:
     """Prior draws of every site, and data simulated from them; leads with (ensemble, particle)."""
     key_z, key_data = jr.split(key)
-    model = NumPyroModel(enkg.model, enkg._args, enkg._kwargs)
-    prior, block = model.problem().prior, block_size(enkg.num_particles)
-    z = jr.normal(key_z, (enkg.num_ensembles, enkg.num_particles, model.dim))
+    prior, block = model.problem().prior, block_size(num_particles)
+    z = jr.normal(key_z, (num_ensembles, num_particles, model.dim))
     x = z if is_standard(prior) else jnp.stack([jnp.asarray(decode_all(prior, part, block)) for part in z])
     with raise_host_failure():
         values, observations = jax.block_until_ready(_replay(model.simulator, x))

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from enkg_ppl._types import Ensemble
 from enkg_ppl.diagnostics._diagnose import Diagnostics, diagnose
 from enkg_ppl.diagnostics._fields import NUM_PRIOR_DRAWS, check_ensemble
 from enkg_ppl.evaluation._black_box import raise_host_failure
@@ -27,6 +26,7 @@ from enkg_ppl.priors import GaussianPrior, Prior
 from enkg_ppl.priors._coordinates import decode_all, encode_all
 from enkg_ppl.problem import InverseProblem
 from enkg_ppl.refinement.moves._space import log_standard_normal
+from enkg_ppl.types import Ensemble
 
 MOST_WEIGHTED_BYTES = 2**28  # of the values in a weighted set, which a result keeps and is pickled with
 

@@ -14,12 +14,12 @@ import jax.random as jr
 from jaxtyping import Array
 from numpyro import handlers
 
-from enkg_ppl._types import Key, Vector
 from enkg_ppl.numpyro._observation import Observation, observations
 from enkg_ppl.numpyro._refusals import ModelError, Refuse
 from enkg_ppl.numpyro._response import ranks_may_differ
 from enkg_ppl.numpyro._sites import LatentSite, has_step, is_latent, of_step, prior_of
 from enkg_ppl.numpyro.transports import from_standard, to_standard
+from enkg_ppl.types import Key, Vector
 
 # NumPyro keeps one stack of handlers for all threads.
 _TRACING = threading.RLock()

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.core import Tracer
 
-from enkg_ppl._types import AnyArray
 from enkg_ppl.numpyro._diffusion_prior import diffusion_prior_in, in_standard_units
+from enkg_ppl.types import AnyArray
 
 
 class LatentSite(NamedTuple):

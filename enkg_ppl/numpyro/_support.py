@@ -14,8 +14,8 @@ from jax.core import Tracer, eval_jaxpr
 from jax.interpreters.partial_eval import dce_jaxpr
 from numpyro.distributions import constraints
 
-from enkg_ppl._types import AnyArray, Vector
 from enkg_ppl.numpyro._refusals import ModelError
+from enkg_ppl.types import AnyArray, Vector
 
 WRAPPERS = (dist.MaskedDistribution, dist.ExpandedDistribution, dist.Independent)
 WRAP = "wrap them, as in (y + jnp.pi) % (2 * jnp.pi) - jnp.pi"

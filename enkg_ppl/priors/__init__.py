@@ -1,6 +1,11 @@
 """Diffusion priors, one file per family, and the reading of diffusion models that others trained.
 
-A new prior derives from `Prior`. How a network's output becomes a denoiser is in `enkg_ppl.priors.preconditioning`.
+A new `Prior` implements `denoise`, ``E[x0 | x0 + sigma eps]`` of one vector, with `dim`, `location` and `scale`;
+closed forms that it has besides make it faster. `Flow`, `decode` and `encode` use those that there are, and the
+probability flow where there are none. A prior of fields has a `Grid`. Priors of your own are used like those here, in
+`DiffusionPrior` and `InverseProblem`; `over_particles` and `in_chunks` apply them to ensembles where memory is short.
+`NetworkPrior` makes a prior of a network, in JAX or `TorchNetwork`'s; how the network's output becomes a denoiser is in
+`enkg_ppl.priors.preconditioning`, and how it came to be in the prior's `Record`.
 """
 
 from __future__ import annotations
@@ -16,6 +21,8 @@ from enkg_ppl.priors._gaussian import GaussianPrior
 from enkg_ppl.priors._mixture import MixturePrior
 from enkg_ppl.priors._network import NetworkPrior
 from enkg_ppl.priors._product import ProductPrior
+from enkg_ppl.priors._record import Record
+from enkg_ppl.priors._reverse_sde import sde_sample
 from enkg_ppl.priors._torch import TorchNetwork
 
 if TYPE_CHECKING:
@@ -30,6 +37,7 @@ __all__ = [
     "Prior",
     "PriorFileError",
     "ProductPrior",
+    "Record",
     "TorchNetwork",
     "import_adm",
     "import_ddpm",
@@ -39,6 +47,7 @@ __all__ = [
     "load_prior",
     "over_particles",
     "save_prior",
+    "sde_sample",
 ]
 
 # Imported when asked for, with the networks that they make.

@@ -1,4 +1,4 @@
-"""What a diffusion prior must offer: a denoiser for one particle, and its rough size."""
+"""What a diffusion prior must offer: a denoiser for one particle, and its rough size. The rest follows from these."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import abc
 from typing import NamedTuple
 
 import equinox as eqx
-from jaxtyping import Array, Float
+import jax
+import jax.random as jr
 
-from enkg_ppl._types import Key, Scalar, Vector
+from enkg_ppl.priors._multistep import flow_down, flow_up
+from enkg_ppl.priors._reverse_sde import reverse_sde_sample
+from enkg_ppl.types import Key, Scalar, Vector
+
+CONDITIONAL_STEPS = 8  # of the reverse SDE, one evaluation of the denoiser each
+CORRECTIONS = 2  # of z, by what its own x lacks; each makes the error some thirty times smaller
 
 
 class Grid(NamedTuple):
@@ -25,9 +31,12 @@ class Grid(NamedTuple):
 class Prior(eqx.Module):
     """A distribution over latent vectors, known through its denoiser.
 
-    A new prior implements `denoise` and the three attributes. `conditional_sample`, `sample` and
-    `log_prob` are for closed forms; where a prior leaves them out, the flow (`enkg_ppl.Flow`)
-    answers them from the denoiser.
+    A new prior implements `denoise` and the three attributes `dim`, `location` and `scale`. All else follows from the
+    denoiser: `decode` and `encode` by the probability-flow ODE in a fixed number of steps, `sample` by `decode`, and
+    `conditional_sample` by the reverse SDE. A prior with closed forms has those in their place. Only `log_prob` has no
+    answer of its own where there is no closed form; `Flow(prior).log_prob` has one.
+
+    Every method takes ONE particle; `over_particles` makes it one for ensembles.
     """
 
     @property
@@ -49,13 +58,39 @@ class Prior(eqx.Module):
     def denoise(self, x: Vector, sigma: Scalar) -> Vector:
         """Return ``E[x0 | x0 + sigma * eps = x]`` for ONE particle, ``eps ~ N(0, I)``, ``sigma > 0``."""
 
-    def conditional_sample(self, key: Key, x: Vector, sigma: Scalar) -> Vector | None:
-        """Draw ``x0 ~ p(x0 | x0 + sigma * eps = x)`` in closed form, or return None where there is none."""
-        return None
+    def sample(self, key: Key) -> Vector:
+        """Draw one latent vector."""
+        return self.decode(jr.normal(key, self.location.shape, self.location.dtype))
 
-    def sample(self, key: Key) -> Float[Array, " dim"] | None:
-        """Draw one latent vector in closed form, or return None where there is none."""
-        return None
+    def rough_sample(self, key: Key) -> Vector:
+        """Draw one latent vector, approximately where that is cheaper: to begin from, not to weigh."""
+        return self.sample(key)
+
+    def conditional_sample(self, key: Key, x: Vector, sigma: Scalar, num_steps: int = CONDITIONAL_STEPS) -> Vector:
+        """Draw ``x0 ~ p(x0 | x0 + sigma * eps = x)``.
+
+        `num_steps`: of the reverse SDE, one evaluation of the denoiser each; closed forms need none.
+        """
+        return reverse_sde_sample(key, self, x, sigma, num_steps)
+
+    def decode(self, z: Vector) -> Vector:
+        """Map ``z ~ N(0, I)`` to ``x ~ prior``, in 24 evaluations of the denoiser.
+
+        The steps are the same for all z, so that this is one smooth map; the prior of whoever uses it alone is the
+        distribution of its values, exactly.
+        """
+        return flow_down(self, z)
+
+    def encode(self, x: Vector, num_corrections: int = CORRECTIONS) -> Vector:
+        """The inverse of `decode`, in 32 evaluations of the denoiser and 56 for every correction.
+
+        `num_corrections`: without any, z is that of the flow upwards, whose steps differ from those of `decode`.
+        """
+        first = flow_up(self, x)
+        if not num_corrections:
+            return first
+        corrected = lambda z, _: (z + first - flow_up(self, flow_down(self, z)), None)  # noqa: E731
+        return jax.lax.scan(corrected, first, None, num_corrections)[0]
 
     def log_prob(self, x: Vector) -> Scalar | None:
         """Log density of the prior itself (noise level 0) in nats, or None where there is no closed form."""
@@ -78,13 +113,5 @@ class Prior(eqx.Module):
 
     @property
     def has_transport(self) -> bool:
-        """Whether `decode` and `encode` are closed forms; where not, the probability flow takes their place."""
+        """Whether `decode` and `encode` are closed forms, which cost next to nothing."""
         return False
-
-    def decode(self, z: Vector) -> Vector:
-        """Map ``z ~ N(0, I)`` to ``x ~ prior`` in closed form."""
-        raise TypeError(f"{type(self).__name__} has no closed-form transport; use Flow(prior).decode")
-
-    def encode(self, x: Vector) -> Vector:
-        """The inverse of `decode`."""
-        raise TypeError(f"{type(self).__name__} has no closed-form transport; use Flow(prior).encode")

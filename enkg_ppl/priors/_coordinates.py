@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import equinox as eqx
 
-from enkg_ppl._types import Ensemble
 from enkg_ppl.evaluation._blocks import in_blocks
 from enkg_ppl.priors._base import Prior
 from enkg_ppl.priors._chunks import over_particles
-from enkg_ppl.priors._flow import decode, encode
+from enkg_ppl.types import Ensemble
 
 
 @eqx.filter_jit
 def _decode(prior: Prior, z: Ensemble) -> Ensemble:
-    return over_particles(prior, lambda z: decode(prior, z), z)
+    return over_particles(prior, lambda z: prior.decode(z), z)
 
 
 @eqx.filter_jit
 def _encode(prior: Prior, x: Ensemble) -> Ensemble:
-    return over_particles(prior, lambda x: encode(prior, x), x)
+    return over_particles(prior, lambda x: prior.encode(x), x)
 
 
 @eqx.filter_jit
 def _encode_roughly(prior: Prior, x: Ensemble) -> Ensemble:
-    return over_particles(prior, lambda x: encode(prior, x, num_corrections=0), x)
+    return over_particles(prior, lambda x: prior.encode(x, 0), x)
 
 
 def decode_all(prior: Prior, z: Ensemble, block: int) -> Ensemble:

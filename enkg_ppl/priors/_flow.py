@@ -1,4 +1,4 @@
-"""The prior's probability-flow ODE: from standard-normal z to x and back, its density, and conditional draws.
+"""The prior's probability-flow ODE: from standard-normal z to x and back, to a tolerance, and the prior's density.
 
 With noise levels as time (Karras et al. 2022, eq. 4 with s = 1) the flow is ``dx/dsigma = (x - D(x, sigma)) / sigma``.
 It is solved in ``log sigma`` for ``u = (x - location) / sqrt(sigma^2 + scale^2)``, which stays of order one from the
@@ -17,11 +17,8 @@ import jax.random as jr
 import numpy as np
 
 from enkg_ppl._checks import check_whole
-from enkg_ppl._types import Key, Scalar, Vector
 from enkg_ppl.priors._base import Prior
-from enkg_ppl.priors._multistep import HIGHEST, flow_down, flow_up
-from enkg_ppl.priors._product import ProductPrior
-from enkg_ppl.priors._reverse_sde import reverse_sde_sample
+from enkg_ppl.types import Key, Scalar, Vector
 
 if TYPE_CHECKING:
     import diffrax
@@ -39,8 +36,6 @@ DIRECTIONS_AT_A_TIME = 16
 # the prior's widest direction are still resolved at the end.
 SIGMA_MAX_OVER_SCALE = 200.0
 SIGMA_MIN_OVER_SCALE = 1e-4
-QUICK_STEPS = 12  # of the reverse SDE, one evaluation each
-CORRECTIONS = 2  # of z, by what its own x lacks; each makes the error some thirty times smaller
 
 
 def euler_step(prior: Prior, x: Vector, sigma: Scalar, sigma_next: Scalar) -> Vector:
@@ -63,76 +58,6 @@ def euler_to_zero(prior: Prior, x: Vector, sigma: Scalar, num_steps, sigma_last:
     return jax.lax.fori_loop(0, num_steps, lambda k, x: euler_step(prior, x, level(k), level(k + 1)), x)
 
 
-def conditional_sample(key: Key, prior: Prior, x: Vector, sigma: Scalar, num_steps: int = 8) -> Vector:
-    """Draw ``x0 ~ p(x0 | x_sigma = x)``: in closed form where the prior has one, else by the reverse SDE."""
-    if isinstance(prior, ProductPrior):  # every block in its own way
-        draw = lambda key, block, x, sigma: conditional_sample(key, block, x, sigma, num_steps)  # noqa: E731
-        drawn = prior.conditional_sample(key, x, sigma, draw)
-        assert drawn is not None  # `draw` always draws
-        return drawn
-    closed_form = prior.conditional_sample(key, x, sigma)
-    return reverse_sde_sample(key, prior, x, sigma, num_steps) if closed_form is None else closed_form
-
-
-def decode(prior: Prior, z: Vector) -> Vector:
-    """x for one z ~ N(0, I): in closed form where the prior has one, else along the flow in a fixed number of steps.
-
-    The steps are the same for all z, so that this is one smooth map; the prior of whoever uses it alone is the
-    distribution of its values, exactly.
-    """
-    if prior.has_transport:
-        return prior.decode(z)
-    if isinstance(prior, ProductPrior):
-        return prior.decode(z, decode)
-    return flow_down(prior, z)
-
-
-def encode(prior: Prior, x: Vector, num_corrections: int = CORRECTIONS) -> Vector:
-    """z for one x, the inverse of `decode`.
-
-    `num_corrections`: without any, z is that of the flow, whose steps differ from those of `decode`.
-    """
-    if prior.has_transport:
-        return prior.encode(x)
-    if isinstance(prior, ProductPrior):
-        return prior.encode(x, functools.partial(encode, num_corrections=num_corrections))
-    first = flow_up(prior, x)
-    if not num_corrections:
-        return first
-    corrected = lambda z, _: (z + first - flow_up(prior, flow_down(prior, z)), None)  # noqa: E731
-    return jax.lax.scan(corrected, first, None, num_corrections)[0]
-
-
-def draw(key: Key, prior: Prior) -> Vector:
-    """Draw x from the prior: in closed form where there is one, else by `decode` of a standard-normal z."""
-    if isinstance(prior, ProductPrior):
-        drawn = prior.sample(key, draw)
-    else:
-        drawn = prior.sample(key)
-    return decode(prior, jr.normal(key, prior.location.shape, prior.location.dtype)) if drawn is None else drawn
-
-
-def quick_draw(key: Key, prior: Prior) -> Vector:
-    """`draw` at a quarter of its cost where there is no closed form: by a few steps of the reverse SDE.
-
-    Directions narrower than a fiftieth of the prior's scale come out too narrow.
-    """
-    if isinstance(prior, ProductPrior) or prior.has_transport:
-        return draw(key, prior)
-    drawn = prior.sample(key)
-    return sde_draw(key, prior, QUICK_STEPS) if drawn is None else drawn
-
-
-def sde_draw(key: Key, prior: Prior, num_steps: int) -> Vector:
-    """Draw x from a denoiser's prior by this many steps of the reverse SDE, from noise beside which x is nothing."""
-    key_noise, key_draw = jr.split(key)
-    location = prior.location
-    sigma = jnp.asarray(HIGHEST * prior.scale, location.dtype)
-    width = jnp.sqrt(sigma**2 + prior.scale**2).astype(location.dtype)
-    x = location + width * jr.normal(key_noise, location.shape, location.dtype)
-    return reverse_sde_sample(key_draw, prior, x, sigma, num_steps)
-
-
 def _diffrax():
     """Imported where a flow is first solved: models with priors in closed form never do."""
     with jax.ensure_compile_time_eval():  # whatever arrays it makes must not be part of a program that is being traced
@@ -141,13 +66,14 @@ def _diffrax():
 
 
 class Flow(eqx.Module):
-    """The probability-flow ODE of a prior as an invertible map between ``z ~ N(0, I)`` and ``x ~ prior``.
+    """The probability-flow ODE of a prior, solved to a tolerance: it maps ``z ~ N(0, I)`` to ``x ~ prior`` and back.
 
-    Every method takes ONE particle; use `jax.vmap` for ensembles.
+    It is what `Prior.decode` approximates in a fixed number of steps, and where the density of a prior without a closed
+    form comes from. Every method takes ONE particle; use `jax.vmap` for ensembles.
 
     `sigma_max`, `sigma_min`: noise levels where the flow starts and ends, in units of x (default: 200 and 1e-4
     times the prior's scale). What is left of the noise at `sigma_min` is part of the map: it is what makes
-    `encode` the exact inverse of `decode`.
+    `inverse` the exact inverse of `forward`.
     `num_steps`: None for adaptive steps to `rtol` and `atol` (default 1e-6 with 64-bit floats, 1e-4 with 32-bit),
     or a fixed number of steps of the solver for speed.
     `solver`: of diffrax, by default `diffrax.Tsit5()`.
@@ -210,14 +136,14 @@ class Flow(eqx.Module):
         )
         return jax.tree.map(lambda leaf: leaf[-1], solution.ys) if levels is None else solution.ys
 
-    def decode(self, z: Vector) -> Vector:
+    def forward(self, z: Vector) -> Vector:
         """Map ``z ~ N(0, I)`` to ``x ~ prior``."""
         low, high = self._log_levels()
         u = self._solve(lambda t, u, _: self._velocity(t, u), high, low, z)
         return self.prior.location + self._width(low) * u
 
-    def encode(self, x: Vector) -> Vector:
-        """Map x to its z, the inverse of `decode`."""
+    def inverse(self, x: Vector) -> Vector:
+        """Map x to its z, the inverse of `forward`."""
         low, high = self._log_levels()
         u = (x - self.prior.location) / self._width(low)
         return self._solve(lambda t, u, _: self._velocity(t, u), low, high, u)
@@ -321,18 +247,3 @@ class Flow(eqx.Module):
         inputs = (levels, path[:-1], weights, jr.split(key, DIVERGENCE_LEVELS))
         (log_expansion, variance), _ = jax.lax.scan(level, start, inputs)
         return path[-1], log_expansion, jax.lax.stop_gradient(jnp.sqrt(variance))
-
-    def sample(self, key: Key) -> Vector:
-        """Draw x from the prior: in closed form where there is one, else by decoding a standard-normal z.
-
-        Blocks of a `ProductPrior` are drawn each in its own way, by the module's `decode` where they have no other.
-        """
-        if isinstance(self.prior, ProductPrior):
-            return draw(key, self.prior)
-        closed_form = self.prior.sample(key)
-        location = self.prior.location
-        return self.decode(jr.normal(key, location.shape, location.dtype)) if closed_form is None else closed_form
-
-    def conditional_sample(self, key: Key, x: Vector, sigma: Scalar, num_steps: int = 8) -> Vector:
-        """Draw ``x0 ~ p(x0 | x_sigma = x)``; `num_steps` of the reverse SDE where there is no closed form."""
-        return conditional_sample(key, self.prior, x, sigma, num_steps)

@@ -9,10 +9,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Float
 
-from enkg_ppl._types import AnyArray, Key, Scalar, Vector
-from enkg_ppl.priors._base import Prior
-
-Basis = Callable[[Float[AnyArray, " dim"]], Float[AnyArray, " dim"]]
+from enkg_ppl.priors._base import CONDITIONAL_STEPS, CORRECTIONS, Prior
+from enkg_ppl.types import AnyArray, Key, Scalar, Vector
 
 
 class _Matrix(eqx.Module):
@@ -41,8 +39,8 @@ class GaussianPrior(Prior):
 
     mean: Float[AnyArray, " dim"]
     variances: Float[AnyArray, " dim"]
-    to_basis: Basis = _identity
-    from_basis: Basis = _identity
+    to_basis: Callable[[Vector], Vector] = _identity
+    from_basis: Callable[[Vector], Vector] = _identity
 
     def __check_init__(self):
         if self.mean.ndim != 1 or self.mean.shape != self.variances.shape:
@@ -98,16 +96,13 @@ class GaussianPrior(Prior):
         shrink = self.variances / (self.variances + sigma**2)
         return self.mean + self.from_basis(shrink * self.to_basis(x - self.mean))
 
-    def conditional_sample(self, key: Key, x: Vector, sigma: Scalar) -> Vector:
+    def conditional_sample(self, key: Key, x: Vector, sigma: Scalar, num_steps: int = CONDITIONAL_STEPS) -> Vector:
         return self.conditional_decode(jr.normal(key, x.shape, x.dtype), x, sigma)
 
     def conditional_decode(self, eps: Vector, x: Vector, sigma: Scalar) -> Vector:
         """The draw of `conditional_sample` that a standard-normal `eps` stands for."""
         variance = self.variances * sigma**2 / (self.variances + sigma**2)
         return self.denoise(x, sigma) + self.from_basis(jnp.sqrt(variance) * eps)
-
-    def sample(self, key: Key) -> Vector:
-        return self.decode(jr.normal(key, self.mean.shape, self.mean.dtype))
 
     @property
     def has_affine_denoiser(self) -> bool:
@@ -120,7 +115,7 @@ class GaussianPrior(Prior):
     def decode(self, z: Vector) -> Vector:
         return self.mean + self.from_basis(jnp.sqrt(self.variances) * z)
 
-    def encode(self, x: Vector) -> Vector:
+    def encode(self, x: Vector, num_corrections: int = CORRECTIONS) -> Vector:
         return self.to_basis(x - self.mean) / jnp.sqrt(self.variances)
 
     def log_prob(self, x: Vector) -> Scalar:

@@ -8,8 +8,8 @@ import jax.random as jr
 from jax.scipy.special import logsumexp
 from jaxtyping import Float
 
-from enkg_ppl._types import AnyArray, Key, Scalar, Vector
-from enkg_ppl.priors._base import Prior
+from enkg_ppl.priors._base import CONDITIONAL_STEPS, Prior
+from enkg_ppl.types import AnyArray, Key, Scalar, Vector
 
 
 class MixturePrior(Prior):
@@ -89,7 +89,7 @@ class MixturePrior(Prior):
         responsibilities = jax.nn.softmax(self._log_joint(x, sigma))
         return responsibilities @ self._component_denoise(x, sigma)
 
-    def conditional_sample(self, key: Key, x: Vector, sigma: Scalar) -> Vector:
+    def conditional_sample(self, key: Key, x: Vector, sigma: Scalar, num_steps: int = CONDITIONAL_STEPS) -> Vector:
         key_component, key_noise = jr.split(key)
         k = jr.categorical(key_component, self._log_joint(x, sigma))
         variances = self.variances * sigma**2 / (self.variances + sigma**2)

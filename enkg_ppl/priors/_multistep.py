@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from enkg_ppl._types import AnyArray, Scalar, Vector
-from enkg_ppl.priors._base import Prior
+from enkg_ppl.priors._denoiser import Denoiser
+from enkg_ppl.types import AnyArray, Scalar, Vector
 
 # Noise levels over the prior's scale, and evaluations of the denoiser on the way. Modes a 25th of the scale wide have
 # sds and means that are wrong by 1.3 % of the sd at most, Gaussian features of a 100th are .5 % too wide (after 48
@@ -88,7 +88,7 @@ def _weights(nodes: Float[np.ndarray, " nodes"], start: float, end: float, down:
     )
 
 
-def flow_down(prior: Prior, z: Vector) -> Vector:
+def flow_down(prior: Denoiser, z: Vector) -> Vector:
     """x of z ~ N(0, I), by one evaluation of the denoiser at each of `STEPS_DOWN` noise levels."""
     location, scale = prior.location, jnp.asarray(prior.scale, z.dtype)
 
@@ -98,7 +98,7 @@ def flow_down(prior: Prior, z: Vector) -> Vector:
     return location + scale * _integrate(denoised, START * z, steps(down=True))
 
 
-def flow_up(prior: Prior, x: Vector) -> Vector:
+def flow_up(prior: Denoiser, x: Vector) -> Vector:
     """z of x, by one evaluation of the denoiser at each of `STEPS_UP` noise levels."""
     location, scale = prior.location, jnp.asarray(prior.scale, x.dtype)
 

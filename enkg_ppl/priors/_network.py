@@ -13,13 +13,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from enkg_ppl._checks import check_whole, whole_shape
-from enkg_ppl._types import AnyArray, Scalar, Vector
 from enkg_ppl.priors._base import Grid, Prior
 from enkg_ppl.priors._record import Record
+from enkg_ppl.priors._reverse_sde import sde_sample
 from enkg_ppl.priors.preconditioning import Direct, Preconditioning
+from enkg_ppl.types import AnyArray, Key, Scalar, Vector
 
 # Points along its longest side that make an event a field.
 LEAST_GRID = 8
+ROUGH_STEPS = 12  # of the reverse SDE, one evaluation each
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
@@ -168,6 +170,13 @@ class NetworkPrior(Prior):
         if not places or max(places) < LEAST_GRID:
             return None
         return Grid(channels, places, getattr(self.network, "padding", None) == "periodic")
+
+    def rough_sample(self, key: Key) -> Vector:
+        """By a few steps of the reverse SDE, at half the cost of `sample`.
+
+        Directions narrower than a fiftieth of the prior's scale come out too narrow.
+        """
+        return sde_sample(key, self, ROUGH_STEPS)
 
     def _evaluate(self, u: Float[AnyArray, "..."], noise: Scalar) -> Float[AnyArray, "..."]:
         """The network's output for one event, in the caller's precision."""

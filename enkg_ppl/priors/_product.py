@@ -12,10 +12,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import Key, Scalar, Vector
-from enkg_ppl.priors._base import Prior
-
-Transport = Callable[[Prior, Vector], Vector]
+from enkg_ppl.priors._base import CONDITIONAL_STEPS, CORRECTIONS, Prior
+from enkg_ppl.types import Key, Scalar, Vector
 
 
 class ProductPrior(Prior):
@@ -27,8 +25,7 @@ class ProductPrior(Prior):
 
     `blocks`: priors. `copies`: how often each is repeated, independently (default: once).
 
-    `sample`, `conditional_sample`, `decode` and `encode` ask every block for its closed form; as a last argument they
-    take what is to be asked instead, such as the flow's (`enkg_ppl.priors._flow` does so where there is none).
+    Every question goes to the blocks, each of which answers in its own way: in closed form, or by the flow.
 
     Raises `ValueError` without blocks, and for copies that do not match them.
     """
@@ -78,28 +75,15 @@ class ProductPrior(Prior):
 
         return self._each(one, x)
 
-    def conditional_sample(self, key: Key, x: Vector, sigma: Scalar, draw=None) -> Vector | None:
-        """Draw ``x0 ~ p(x0 | x0 + sigma * eps = x)``; None where a block has no closed form and `draw` is not given.
-
-        `draw`: called as ``draw(key, block, x, sigma)`` in the block's own units.
-        """
-        draw = draw or (lambda key, block, x, sigma: block.conditional_sample(key, x, sigma))
-
+    def conditional_sample(self, key: Key, x: Vector, sigma: Scalar, num_steps: int = CONDITIONAL_STEPS) -> Vector:
         def one(block, u, key):
-            drawn = draw(key, block, _own(block, u), _scale(block) * jnp.asarray(sigma, u.dtype))
-            return None if drawn is None else _standard(block, drawn)
+            level = _scale(block) * jnp.asarray(sigma, u.dtype)
+            return _standard(block, block.conditional_sample(key, _own(block, u), level, num_steps))
 
         return self._each(one, x, key)
 
-    def sample(self, key: Key, draw=None) -> Vector | None:
-        """Draw one latent vector; `draw`: called as ``draw(key, block)``."""
-        draw = draw or (lambda key, block: block.sample(key))
-
-        def one(block, _, key):
-            drawn = draw(key, block)
-            return None if drawn is None else _standard(block, drawn)
-
-        return self._each(one, self.location, key)
+    def sample(self, key: Key) -> Vector:
+        return self._each(lambda block, _, key: _standard(block, block.sample(key)), self.location, key)
 
     def log_prob(self, x: Vector) -> Scalar | None:
         def one(block, u):
@@ -109,13 +93,11 @@ class ProductPrior(Prior):
         terms = self._each(one, x)
         return None if terms is None else jnp.sum(terms)
 
-    def decode(self, z: Vector, decode: Transport | None = None) -> Vector:
-        decode = decode or (lambda block, z: block.decode(z))
-        return self._each(lambda block, z: _standard(block, decode(block, z)), z)
+    def decode(self, z: Vector) -> Vector:
+        return self._each(lambda block, z: _standard(block, block.decode(z)), z)
 
-    def encode(self, x: Vector, encode: Transport | None = None) -> Vector:
-        encode = encode or (lambda block, x: block.encode(x))
-        return self._each(lambda block, u: encode(block, _own(block, u)), x)
+    def encode(self, x: Vector, num_corrections: int = CORRECTIONS) -> Vector:
+        return self._each(lambda block, u: block.encode(_own(block, u), num_corrections), x)
 
     @property
     def _counted(self) -> list[tuple[Prior, int]]:

@@ -26,8 +26,9 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Float
 
-from enkg_ppl._types import Key, Scalar, Vector
-from enkg_ppl.priors._base import Prior
+from enkg_ppl.priors._denoiser import Denoiser
+from enkg_ppl.priors._multistep import HIGHEST
+from enkg_ppl.types import Key, Scalar, Vector
 
 # Variances of a direction over that of the noise, as powers of ten, for which steps are fitted: from half a decade a
 # step below 1 on. 8 steps are within 0.1 % from 1e-4 on, and two components of a mixture that lie 3.5 apart have a
@@ -100,7 +101,7 @@ def log_variance_ratio(steps, weights, variances):
     return np.log(last * (1 + v) / v)
 
 
-def reverse_sde_sample(key: Key, prior: Prior, x: Vector, sigma: Scalar, num_steps: int) -> Vector:
+def reverse_sde_sample(key: Key, prior: Denoiser, x: Vector, sigma: Scalar, num_steps: int) -> Vector:
     """Draw ``x0 ~ p(x0 | x_sigma = x)`` for one particle, in `num_steps` evaluations of its denoiser."""
     # In the precision of x: a prior may be of 32 bits where JAX counts in 64.
     ratios, weights = reverse_steps(num_steps)
@@ -123,3 +124,13 @@ def reverse_sde_sample(key: Key, prior: Prior, x: Vector, sigma: Scalar, num_ste
     (x, D_before), _ = jax.lax.scan(step, (x, x), (keys, levels[:-1], levels[1:], *numbers))
     D = prior.denoise(x, levels[-1])
     return D + jnp.asarray(weights[-1], x.dtype) * (D - D_before)
+
+
+def sde_sample(key: Key, prior: Denoiser, num_steps: int) -> Vector:
+    """Draw x from a denoiser's prior by this many steps of the reverse SDE, from noise beside which x is nothing."""
+    key_noise, key_draw = jr.split(key)
+    location = prior.location
+    sigma = jnp.asarray(HIGHEST * prior.scale, location.dtype)
+    width = jnp.sqrt(sigma**2 + prior.scale**2).astype(location.dtype)
+    x = location + width * jr.normal(key_noise, location.shape, location.dtype)
+    return reverse_sde_sample(key_draw, prior, x, sigma, num_steps)

@@ -19,8 +19,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import Scalar
 from enkg_ppl.evaluation._host_call import host_call
+from enkg_ppl.types import Scalar
 
 
 class TorchNetwork(eqx.Module):
@@ -37,13 +37,13 @@ class TorchNetwork(eqx.Module):
     Raises `ImportError` without PyTorch.
     """
 
-    host: _Host = eqx.field(static=True)
+    _host: _Host = eqx.field(static=True)
 
     def __init__(self, module: Any):
-        self.host = _Host(module)
+        self._host = _Host(module)
 
     def __call__(self, x: Float[Array, "..."], noise: Scalar) -> Float[Array, "..."]:
-        host, shape = self.host, x.shape
+        host, shape = self._host, x.shape
         dtype = x.dtype
 
         @jax.custom_jvp

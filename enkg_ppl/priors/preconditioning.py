@@ -3,6 +3,11 @@
 The formulas are those of Karras et al. 2022 (arXiv 2206.00364), table 1, "Network and preconditioning". Noise levels
 are those of the unscaled vector, ``x = x0 + sigma eps``, also where the network was trained on
 ``x_t = sqrt(a) x0 + sqrt(1 - a) eps``: that is ``x_t = x / sqrt(1 + sigma^2)`` with ``sigma = sqrt((1 - a) / a)``.
+
+A new `Preconditioning` implements `coefficients`, which returns the four `Coefficients` of a noise level; one whose
+network was trained on the steps of a schedule derives from `Stepped`. It is used as the second argument of
+`enkg_ppl.priors.NetworkPrior`, and by ``preconditioning=`` of `train_prior` and of the importers.
+`PRECONDITIONINGS` has those here by class name, as files name them.
 """
 
 from __future__ import annotations
@@ -15,7 +20,20 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from enkg_ppl._types import AnyArray, Scalar
+from enkg_ppl.types import AnyArray, Scalar
+
+__all__ = [
+    "EDM",
+    "IDDPM",
+    "PRECONDITIONINGS",
+    "VE",
+    "VP",
+    "Coefficients",
+    "Direct",
+    "Discrete",
+    "Preconditioning",
+    "Stepped",
+]
 
 PREDICTIONS = ("noise", "v", "x0")
 # C_1 and C_2 of the table: a step keeps at least this share of the signal, and the cosine's offset.
@@ -191,7 +209,7 @@ class VE(Preconditioning):
         return Coefficients(one, sigma, one, jnp.log(sigma / 2))
 
 
-class _Stepped(Preconditioning):
+class Stepped(Preconditioning):
     """Trained on the noise levels of so many steps and no others."""
 
     @abc.abstractmethod
@@ -207,7 +225,7 @@ class _Stepped(Preconditioning):
         return float(self.sigmas()[-1])
 
 
-class IDDPM(_Stepped):
+class IDDPM(Stepped):
     """Noise prediction on the cosine grid of improved DDPM; the network is told the nearest step's number.
 
     `num_steps`: M. `nearest`: False interpolates the step's number in log sigma instead, which leaves no jumps for an
@@ -236,7 +254,7 @@ class IDDPM(_Stepped):
         return Coefficients(one, -sigma, 1 / jnp.sqrt(sigma**2 + 1), noise)
 
 
-class Discrete(_Stepped):
+class Discrete(Stepped):
     """A network trained on the steps of a discrete schedule, ``x_t = sqrt(a_t) x0 + sqrt(1 - a_t) eps``.
 
     `alphas_cumprod`: ``a_t`` of steps 0, 1, ..., decreasing, between 0 and 1. `prediction`: what the network predicts,

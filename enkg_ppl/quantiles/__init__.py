@@ -12,6 +12,11 @@ else. The number of steps is fixed, because ``vmap`` and ``jit`` see one shape o
 
 All functions act elementwise on arrays of one shape and one floating dtype, and return that dtype. Nothing
 here is meant to be differentiated.
+
+A symmetric family becomes a `Symmetric`, for `quantile` and `score`; other families are formulas of the pair, made by
+`exponential`, `log_exponential`, `half_normal` and `invert`, and inverted by `normal_score`. `LOG_2` and `LOG_PI` are
+the logarithms of 2 and pi. A new family is a file here; a distribution of your own needs only these functions
+(`enkg_ppl.numpyro.transports`).
 """
 
 from enkg_ppl.quantiles._beta import beta, beta_score

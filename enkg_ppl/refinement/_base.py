@@ -10,13 +10,12 @@ import equinox as eqx
 import jax.random as jr
 import numpy as np
 
-from enkg_ppl._types import Ensemble, Key, Vector
 from enkg_ppl.evaluation._evaluator import Evaluator
 from enkg_ppl.evaluation._programs import weakly
 from enkg_ppl.posterior import Posterior
 from enkg_ppl.priors import GaussianPrior, Prior
-from enkg_ppl.priors._flow import decode
 from enkg_ppl.problem import InverseProblem
+from enkg_ppl.types import Ensemble, Key, Vector
 
 Progress = Callable[[float, str], None]  # (fraction done, a few words)
 
@@ -57,7 +56,7 @@ class _Decoded(eqx.Module):
     forward: Callable[[Vector], Any]
 
     def __call__(self, z: Vector):
-        return self.forward(decode(self.prior, z))
+        return self.forward(self.prior.decode(z))
 
 
 def check_halves(refinement: Refinement, num_particles: int) -> None:

@@ -6,7 +6,6 @@ import equinox as eqx
 import numpy as np
 
 from enkg_ppl._checks import check_whole
-from enkg_ppl._types import Ensemble, Key
 from enkg_ppl.evaluation._blocks import block_size
 from enkg_ppl.evaluation._evaluator import Evaluator
 from enkg_ppl.mixtures._fit import most_components
@@ -18,6 +17,7 @@ from enkg_ppl.refinement._stationarity import Snapshot, drift_p_value
 from enkg_ppl.refinement._target import Target
 from enkg_ppl.refinement.moves._mixing import Cycles, Mixed, mix
 from enkg_ppl.refinement.moves._space import Space
+from enkg_ppl.types import Ensemble, Key
 
 
 class EllipticalSlice(Refinement):

@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from enkg_ppl._checks import check_share, check_whole
-from enkg_ppl._types import Ensemble, Key
 from enkg_ppl.diagnostics._weights import effective_size, pareto_khat
 from enkg_ppl.evaluation._blocks import block_size
 from enkg_ppl.evaluation._evaluator import Evaluator
@@ -28,6 +27,7 @@ from enkg_ppl.refinement._peaks import Found, Peak, find_peaks, nearest_peak
 from enkg_ppl.refinement._pool import Halves, Pool, Proposal
 from enkg_ppl.refinement.moves._space import log_standard_normal
 from enkg_ppl.refinement.moves._steps import log_mean_exp
+from enkg_ppl.types import Ensemble, Key
 
 # Draws of the prior that searches begin from: per basin of a few dimensions, and at most.
 PRIOR_DRAWS, MOST_PRIOR_DRAWS = 128, 512
@@ -128,50 +128,51 @@ class AdaptiveImportanceSampling(Refinement):
         init: Ensemble | None = None,
     ) -> Posterior:
         """See `Refinement.run`; `init`: latent vectors, shape (points, dim), to search for peaks from as well."""
-        attempt = self.attempt(
-            key, problem, num_particles=num_particles, evaluator=evaluator, progress=progress, init=init
+        made = attempt(
+            self, key, problem, num_particles=num_particles, evaluator=evaluator, progress=progress, init=init
         )
-        if attempt.posterior is None:
+        if made.posterior is None:
             raise ValueError(
                 "importance sampling found no point of finite likelihood to begin from: check the simulator and the "
                 "data, or leave refine at 'auto'"
             )
-        return attempt.posterior
+        return made.posterior
 
-    def attempt(
-        self,
-        key: Key,
-        problem,
-        *,
-        num_particles: int,
-        evaluator: Evaluator | None = None,
-        progress: Progress | None = None,
-        init: Ensemble | None = None,
-        only_if_sound: bool = False,
-        last_look: int = 0,
-    ) -> Attempt:
-        """As `run`, and whether the result can be trusted.
 
-        `only_if_sound`: whether to leave it where the search for modes has cast a doubt on whatever could follow.
-        `last_look`: evaluations to leave over where what is simulated is too much to be kept for the draws.
-        """
-        evaluate = evaluator or Evaluator(standardised(problem), block_size(num_particles))
-        before, failed_before = evaluate.count, evaluate.num_failed
-        dtype = np.dtype(problem.prior.location.dtype)
-        sampling = _Sampling(
-            self, host_rng(key), evaluate, Halves(problem.dim), dtype, num_particles, last_look, progress
-        )
-        known = None if init is None else encode_all(problem.prior, init, evaluate.batch_size)
-        found = sampling.search(known)
-        if found is None or not found.peaks or (only_if_sound and (found.rugged or not found.settled)):
-            return Attempt(None, False, found)
-        rounds = sampling.adapt(found)
-        if not rounds:
-            return Attempt(None, False, found)
-        posterior, fits = sampling.resampled(problem.prior, found, rounds)
-        posterior.num_forward_evaluations = evaluate.count - before
-        posterior.stats["num_failed"] = evaluate.num_failed - failed_before
-        return Attempt(posterior, fits, found)
+def attempt(
+    settings: AdaptiveImportanceSampling,
+    key: Key,
+    problem,
+    *,
+    num_particles: int,
+    evaluator: Evaluator | None = None,
+    progress: Progress | None = None,
+    init: Ensemble | None = None,
+    only_if_sound: bool = False,
+    last_look: int = 0,
+) -> Attempt:
+    """As `AdaptiveImportanceSampling.run`, and whether the result can be trusted.
+
+    `only_if_sound`: whether to leave it where the search for modes has cast a doubt on whatever could follow.
+    `last_look`: evaluations to leave over where what is simulated is too much to be kept for the draws.
+    """
+    evaluate = evaluator or Evaluator(standardised(problem), block_size(num_particles))
+    before, failed_before = evaluate.count, evaluate.num_failed
+    dtype = np.dtype(problem.prior.location.dtype)
+    sampling = _Sampling(
+        settings, host_rng(key), evaluate, Halves(problem.dim), dtype, num_particles, last_look, progress
+    )
+    known = None if init is None else encode_all(problem.prior, init, evaluate.batch_size)
+    found = sampling.search(known)
+    if found is None or not found.peaks or (only_if_sound and (found.rugged or not found.settled)):
+        return Attempt(None, False, found)
+    rounds = sampling.adapt(found)
+    if not rounds:
+        return Attempt(None, False, found)
+    posterior, fits = sampling.resampled(problem.prior, found, rounds)
+    posterior.num_forward_evaluations = evaluate.count - before
+    posterior.stats["num_failed"] = evaluate.num_failed - failed_before
+    return Attempt(posterior, fits, found)
 
 
 @dataclasses.dataclass

@@ -11,13 +11,13 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from enkg_ppl._types import Ensemble
 from enkg_ppl.evaluation._evaluator import Evaluator
 from enkg_ppl.likelihood import Response
 from enkg_ppl.linearise import affine_ridge, typical_noise
 from enkg_ppl.mixtures._student import Reference, gaussian
 from enkg_ppl.priors._coordinates import encode_all
 from enkg_ppl.problem import InverseProblem
+from enkg_ppl.types import Ensemble
 
 DF = 25.0
 LARGEST = 1e100  # output whose square is still far from overflow

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from enkg_ppl._types import Ensemble
 from enkg_ppl.mixtures._student import Reference, labels
 from enkg_ppl.refinement._peaks import WEIGHTY, Found, nearest_peak
+from enkg_ppl.types import Ensemble
 
 # Share of the draws around peaks that a single search found, above which others may have been overlooked.
 LARGEST_SHARE_OF_ONE = 0.05

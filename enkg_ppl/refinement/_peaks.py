@@ -21,9 +21,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from enkg_ppl._special import gammaincc
-from enkg_ppl._types import Ensemble
 from enkg_ppl.evaluation._evaluator import Evaluator
 from enkg_ppl.likelihood import Response
+from enkg_ppl.types import Ensemble
 
 MOST_SEARCHES = 48
 MOST_STEPS = 12

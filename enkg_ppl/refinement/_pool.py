@@ -8,12 +8,12 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from enkg_ppl._types import AnyArray, Ensemble
 from enkg_ppl.diagnostics._weights import effective_size
 from enkg_ppl.mixtures._student import Reference
 from enkg_ppl.refinement.moves._space import log_standard_normal
 from enkg_ppl.refinement.moves._steps import log_mean_exp, systematic
 from enkg_ppl.refinement.moves._stratified import draws_of, normals, shared_out
+from enkg_ppl.types import AnyArray, Ensemble
 
 # Calibration of weights: points for each variate at least, ridge as a share of variances, the least factor, and the
 # share of the effective size that must be left.

@@ -6,7 +6,6 @@ import dataclasses
 
 import numpy as np
 
-from enkg_ppl._types import Ensemble
 from enkg_ppl.evaluation._evaluator import Evaluator
 from enkg_ppl.linearise._conditional import fit_conditional
 from enkg_ppl.mixtures._fit import DFS, best_fit, fit
@@ -17,6 +16,7 @@ from enkg_ppl.refinement._peaks import RELEVANT, Found, Peak, find_peaks
 from enkg_ppl.refinement._target import Start, log_density, log_weights
 from enkg_ppl.refinement.moves._space import Simulated, Space, best_space, log_standard_normal, scales, simulated
 from enkg_ppl.refinement.moves._steps import largest_step
+from enkg_ppl.types import Ensemble
 
 # Nats by which a start may be thinner at a peak than the posterior, and by which evidence is too low to matter.
 THIN, NEGLIGIBLE = 3.0, 7.0

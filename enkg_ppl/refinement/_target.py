@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from enkg_ppl._types import AnyArray, Ensemble, Scalar, Vector
 from enkg_ppl.evaluation._blocks import in_blocks
 from enkg_ppl.mixtures._student import Reference
 from enkg_ppl.refinement.moves._space import Group, Space
+from enkg_ppl.types import AnyArray, Ensemble, Scalar, Vector
 
 
 class Start(eqx.Module):

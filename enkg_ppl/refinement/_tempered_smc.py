@@ -8,12 +8,11 @@ import equinox as eqx
 import numpy as np
 
 from enkg_ppl._checks import check_whole
-from enkg_ppl._types import Ensemble, Key
 from enkg_ppl.evaluation._blocks import block_size
 from enkg_ppl.evaluation._evaluator import Evaluator
 from enkg_ppl.mixtures._fit import best_fit, fit, most_components
 from enkg_ppl.mixtures._student import Reference
-from enkg_ppl.posterior import Posterior
+from enkg_ppl.posterior import Posterior, Statistics, TemperingLevel
 from enkg_ppl.priors._coordinates import decode_all, encode_all
 from enkg_ppl.refinement._base import Progress, Refinement, check_halves, host_rng, standardised
 from enkg_ppl.refinement._linearised import simulated_reference
@@ -24,6 +23,7 @@ from enkg_ppl.refinement._target import Start, Target, log_weights
 from enkg_ppl.refinement.moves._mixing import Cycles, mix
 from enkg_ppl.refinement.moves._space import Group, Space
 from enkg_ppl.refinement.moves._steps import largest_step, log_mean_exp, systematic
+from enkg_ppl.types import Ensemble, Key
 
 PAIRS = ("target_ess", "max_correlation", "min_cycles", "max_cycles", "prior_share", "inflation")
 LEAST_SCOUTS, SCOUTS_PER_DIM = 512, 8
@@ -37,7 +37,7 @@ class _Run:
 
     ensemble: Group
     log_evidence: float
-    levels: list[dict[str, float]]
+    levels: list[TemperingLevel]
     log_weights: np.ndarray  # of the last step, before resampling
     stopped_at: float | None = None  # the temperature at which evaluations ran out
 
@@ -188,7 +188,7 @@ class TemperedSMC(Refinement):
         return shares_apart(places, (pilot, remembered[0]), (whole, remembered[1]))
 
 
-def _of_search(found: Found | None) -> dict[str, int]:
+def _of_search(found: Found | None) -> Statistics:
     """What the search for peaks did, for diagnostics."""
     if found is None:
         return {}
@@ -249,8 +249,7 @@ class _Tempering:
             target = Target(np.asarray(beta, self.dtype), start)
             run.ensemble, mixed = mix(rng, space, target, run.ensemble, cycles, reference=linearised, reserve=reserve)
             cost = evaluate.count - before
-            level = {"beta": beta, "ess": ess, "num_particles": n, "evaluations": cost}
-            run.levels.append(level | dataclasses.asdict(mixed))
+            run.levels.append({"beta": beta, "ess": ess, "num_particles": n, "evaluations": cost, **mixed.record()})
             evaluate.reach(f"tempered to {beta:.3g} of 1", space.latents(run.ensemble.position)[0])
             self.say(beta, f"temperature {beta:.3g}")
         return run
@@ -263,9 +262,12 @@ class _Tempering:
         target = Target(np.asarray(1.0, self.dtype), start)
         run.ensemble, mixed = mix(self.rng, space, target, run.ensemble, cycles, reference=linearised)
         last = run.levels[-1]
-        also = {"evaluations": last["evaluations"] + self.evaluate.count - before}
-        cycles_in_all = {"num_cycles": last["num_cycles"] + mixed.num_cycles}
-        run.levels[-1] = last | dataclasses.asdict(mixed) | also | cycles_in_all
+        run.levels[-1] = {
+            **last,
+            **mixed.record(),
+            "evaluations": last["evaluations"] + self.evaluate.count - before,
+            "num_cycles": last["num_cycles"] + mixed.num_cycles,
+        }
 
     def _cycles(self, end: bool) -> Cycles:
         s = self.settings
@@ -283,7 +285,7 @@ def _out_of_budget(runs: list[_Run], limit: int | None) -> list[str]:
     return [f"the budget of forward evaluations ended {where}; raise max_forward_evaluations, or lower num_particles"]
 
 
-def _evidence_error(levels: list[dict[str, float]], num_particles: int) -> float:
+def _evidence_error(levels: list[TemperingLevel], num_particles: int) -> float:
     """Standard error of the log evidence, the steps' weights taken as independent: ``sum (1 / ess - 1) / J``.
 
     An upper bound at a step from a start, whose draws are stratified. Del Moral, Doucet & Jasra (2006), section 3.2.1.

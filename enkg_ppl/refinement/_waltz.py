@@ -13,18 +13,17 @@ import numpy as np
 from jaxtyping import Float
 
 from enkg_ppl._checks import check_share, check_whole
-from enkg_ppl._types import Ensemble, Key
 from enkg_ppl.evaluation._blocks import block_size, in_blocks
 from enkg_ppl.evaluation._evaluator import Evaluator
 from enkg_ppl.likelihood import Response
 from enkg_ppl.linearise import typical_noise
 from enkg_ppl.posterior import Posterior
 from enkg_ppl.priors import Prior, over_particles
-from enkg_ppl.priors._flow import conditional_sample, draw
 from enkg_ppl.problem import InverseProblem
 from enkg_ppl.refinement._base import Progress, Refinement, check_halves, host_rng
 from enkg_ppl.refinement._noising import Noising, Points, SlopePool
 from enkg_ppl.refinement._stationarity import Snapshot, compare
+from enkg_ppl.types import Ensemble, Key
 
 Simulate = Callable[[Any], tuple[Float[np.ndarray, " particles"], Response]]
 
@@ -267,13 +266,13 @@ class _Waltz:
 @eqx.filter_jit
 def _denoise(prior: Prior, num_steps: int, x_t: Ensemble, sigma, seeds) -> Ensemble:
     return over_particles(
-        prior, lambda x, s, seed: conditional_sample(jr.key(seed), prior, x, s, num_steps), x_t, sigma, seeds
+        prior, lambda x, s, seed: prior.conditional_sample(jr.key(seed), x, s, num_steps), x_t, sigma, seeds
     )
 
 
 @eqx.filter_jit
 def _prior_draws(prior: Prior, seeds) -> Ensemble:
-    return over_particles(prior, lambda seed: draw(jr.key(seed), prior), seeds)
+    return over_particles(prior, lambda seed: prior.sample(jr.key(seed)), seeds)
 
 
 def _evaluator(problem: InverseProblem, num_particles: int, evaluator: Evaluator | None) -> Evaluator:

@@ -11,7 +11,7 @@ import jax.random as jr
 from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import Key
+from enkg_ppl.types import Key
 
 Events = Float[Array, "batch ..."]
 

@@ -13,8 +13,8 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import Key, Scalar
 from enkg_ppl.training._loss import LogNormalNoise, denoising_loss
+from enkg_ppl.types import Key, Scalar
 
 # The averaging window grows with the run until it reaches the half-life asked for, or the early, bad weights would
 # stay in it. (Karras et al. 2022 use the same ramp.)

@@ -20,6 +20,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+from enkg_ppl._keywords import explain_keywords
 from enkg_ppl.priors._network import NetworkPrior
 from enkg_ppl.priors.preconditioning import EDM, Preconditioning
 from enkg_ppl.training import _checkpoint
@@ -61,6 +62,7 @@ class History(NamedTuple):
         return cls(stored["steps"], stored["loss"], stored["held_out"], best, stored["best_step"])
 
 
+@explain_keywords("train_prior")
 def train_prior(
     network,
     data,

@@ -8,9 +8,8 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-from enkg_ppl._types import Vector
 from enkg_ppl.evaluation._host_call import host_call
 from validation.target import Draws, Target
 
@@ -86,7 +85,7 @@ class Counter:
     def __init__(self):
         self.count = 0
 
-    def __call__(self, z: Vector) -> Array:
+    def __call__(self, z: Float[Array, "*shape"]) -> Array:
         zero = jax.ShapeDtypeStruct((), jnp.result_type(float))
         return host_call(self._add, zero, z.ravel())
 

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from enkg_ppl._types import Ensemble, Scalar, Vector
 from enkg_ppl.numpyro._model import NumPyroModel
-from enkg_ppl.refinement._base import decode, standardised
+from enkg_ppl.refinement import standardised
 from validation.methods._base import Counter
 from validation.target import Draws, Target, flatten
 
@@ -38,20 +37,20 @@ class Latent:
     def count(self) -> int:
         return self._counter.count
 
-    def log_likelihood(self, z: Vector) -> Scalar:
+    def log_likelihood(self, z: Float[Array, " dim"]) -> Float[Array, ""]:
         """Log likelihood of one z in nats, counted; a very small number where it is zero or not a number."""
         value = self._problem.log_likelihood(z)
         return jnp.where(jnp.isfinite(value), value, NEVER) + self._counter(z)
 
-    def log_prior(self, z: Vector) -> Scalar:
+    def log_prior(self, z: Float[Array, " dim"]) -> Float[Array, ""]:
         """Log density of N(0, I)."""
         return -0.5 * jnp.sum(z**2 + jnp.log(2 * jnp.pi))
 
     def prior_draws(self, seed: int, num_draws: int) -> Float[Array, "draws dim"]:
         return jax.random.normal(jax.random.key(seed), (num_draws, self.dim))
 
-    def flatten(self, z: Ensemble) -> Draws:
+    def flatten(self, z: Float[Array, "draws dim"]) -> Draws:
         """Draws as the target compares them; not counted."""
         if self._target.model is None:
-            return np.asarray(jax.jit(jax.vmap(lambda z: decode(self._original.prior, z)))(z))
+            return np.asarray(jax.jit(jax.vmap(self._original.prior.decode))(z))
         return flatten(jax.jit(jax.vmap(self._original.constrain))(z), self._target.sites)

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import ndtri
 
-from enkg_ppl.refinement.moves._steps import systematic
 from validation.methods._base import Method, Result
 from validation.methods._latent import Latent
+from validation.resampling import systematic
 from validation.target import Target
 
 NUM_LIVE = 100  # of nautilus

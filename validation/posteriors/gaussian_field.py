@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from enkg_ppl import GaussianPrior, InverseProblem
-from enkg_ppl._types import Vector
 from enkg_ppl.likelihood import GaussianLikelihood
 from models._hartley import Hartley
 from validation.posteriors.closed_form import GaussianPosterior
@@ -29,7 +28,7 @@ class AtPoints(eqx.Module):
 
     points: Int[Array, " data"]
 
-    def __call__(self, x: Vector) -> Float[Array, " data"]:
+    def __call__(self, x: Float[Array | np.ndarray, " dim"]) -> Float[Array, " data"]:
         return x[self.points]
 
 

@@ -18,7 +18,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from enkg_ppl import InverseProblem, MixturePrior
-from enkg_ppl._types import Vector
 from enkg_ppl.likelihood import GaussianLikelihood
 from validation.target import Target, Truth
 
@@ -85,7 +84,7 @@ class MixtureProblem:
 class _Linear(eqx.Module):
     A: Float[Array, "data dim"]
 
-    def __call__(self, x: Vector) -> Float[Array, " data"]:
+    def __call__(self, x: Float[Array | np.ndarray, " dim"]) -> Float[Array, " data"]:
         return self.A @ x
 
 

@@ -6,8 +6,10 @@ exact in both tails), affine ones, or chains of conditional quantiles (Rosenblat
 differentiated, all may be traced with parameters that depend on other latents, and the dtype of `z` (or of the
 value) is the dtype of the computation and of the result.
 
-To support another distribution, register it with `from_standard` and `to_standard` (and with `standard_shape`
-if the score has another shape than the value), in a file of this folder or in your own code.
+To support another distribution, `register` its map and the inverse (with the shape of the score, where that is not the
+value's: `standard_shape`), or, for a scalar family, `elementwise`, with the parameters by name; in your own code, or in
+a file of this folder. `enkg_ppl.quantiles` has the quantile functions; `inside`, `positive` and `finite` keep values
+off the bounds of a support. A distribution without a transport is an `UnsupportedPriorError`.
 """
 
 # Each of these registers its distributions.
@@ -25,10 +27,29 @@ from enkg_ppl.numpyro.transports import (
     _truncated,
     _wrappers,
 )
-from enkg_ppl.numpyro.transports._base import from_standard, standard_shape, to_standard
+from enkg_ppl.numpyro.transports._base import (
+    elementwise,
+    finite,
+    from_standard,
+    inside,
+    positive,
+    register,
+    standard_shape,
+    to_standard,
+)
 from enkg_ppl.numpyro.transports._refusal import UnsupportedPriorError
 
-__all__ = ["UnsupportedPriorError", "from_standard", "standard_shape", "to_standard"]
+__all__ = [
+    "UnsupportedPriorError",
+    "elementwise",
+    "finite",
+    "from_standard",
+    "inside",
+    "positive",
+    "register",
+    "standard_shape",
+    "to_standard",
+]
 
 del _circular, _copula, _elementwise, _folded, _matrix, _mixture, _normal, _process, _simplex, _student
 del _truncated, _wrappers

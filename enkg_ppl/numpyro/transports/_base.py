@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import singledispatch
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,10 +56,12 @@ def inside(value, low, high) -> Float[Array, "..."]:
 
 
 def positive(value: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Move what rounded to zero or to infinity to the nearest float inside."""
     return inside(value, 0.0, jnp.inf)
 
 
 def finite(value: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Move what rounded to an infinity to the nearest float inside."""
     return inside(value, -jnp.inf, jnp.inf)
 
 
@@ -92,8 +95,30 @@ def log_density_like(fn: dist.Distribution, value: Float[Array, "..."]) -> Float
         return jnp.asarray(fn.log_prob(value), value.dtype)
 
 
-def elementwise(cls: type, names: str, forward: Callable, inverse: Callable) -> None:
-    """Register ``forward(z, *parameters)`` and ``inverse(value, *parameters)`` for a scalar family.
+def register(
+    cls: type[dist.Distribution],
+    forward: Callable[[Any, Array], Array],
+    inverse: Callable[[Any, Array], Array],
+    shape: Callable[[Any], tuple[int, ...]] | None = None,
+) -> None:
+    """Give a distribution, and those that derive from it, a transport; one that it had is replaced.
+
+    `forward`: ``forward(fn, z)``, the value at a standard normal score, which `from_standard` then returns; it must
+    have distribution `fn`, and lie strictly inside the support (`inside`, `positive` and `finite` move what rounding
+    puts on a bound). `inverse`: ``inverse(fn, value)``, the score of a value, for `to_standard`. `shape`:
+    ``shape(fn)``, of the score, where it is not the value's.
+    Both may be traced with parameters of `fn` that are traced, and keep the dtype of the array.
+    """
+    from_standard.register(cls, forward)
+    to_standard.register(cls, inverse)
+    if shape is not None:
+        standard_shape.register(cls, shape)
+
+
+def elementwise(cls: type[dist.Distribution], names: str, forward: Callable, inverse: Callable) -> None:
+    """`register` for a scalar family: ``forward(z, *parameters)`` and ``inverse(value, *parameters)``.
+
+    `names`: of the parameters, attributes of the distribution, with spaces between them.
 
     Parameters are broadcast to the batch shape and cast to the dtype of the array, so neither rank promotion
     nor a double-precision constant in the model reaches the formulas.
@@ -102,12 +127,12 @@ def elementwise(cls: type, names: str, forward: Callable, inverse: Callable) -> 
     def parameters(fn, array):
         return (like(getattr(fn, name), array, array.shape) for name in names.split())
 
-    @from_standard.register(cls)
-    def _(fn, z):
+    def value_of(fn, z):
         z = checked(fn, z, fn.shape(), "score")
         return forward(z, *parameters(fn, z))
 
-    @to_standard.register(cls)
-    def _(fn, value):
+    def score_of(fn, value):
         value = checked(fn, value, fn.shape(), "value")
         return inverse(value, *parameters(fn, value))
+
+    register(cls, value_of, score_of)

@@ -55,7 +55,7 @@ def reason(fn) -> str:
         )
     return (
         f"{name} has no transport from a standard normal; learn it with fit_prior(fn), build the site from supported "
-        "distributions, or register one with from_standard.register and to_standard.register."
+        "distributions, or give it one with enkg_ppl.numpyro.transports.register."
     )
 
 

@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from enkg_ppl._types import AnyArray, Ensemble
 from enkg_ppl.evaluation._blocks import in_blocks
 from enkg_ppl.mixtures._student import Reference
 from enkg_ppl.refinement._target import Target
 from enkg_ppl.refinement.moves._space import Group, Space
+from enkg_ppl.types import AnyArray, Ensemble
 
 MAX_SHRINKS = 60  # a bracket that has shrunk this often is at the particle itself
 

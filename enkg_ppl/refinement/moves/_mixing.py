@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import numpy as np
 from jaxtyping import Float
 
-from enkg_ppl._types import AnyArray, Ensemble
 from enkg_ppl.mixtures._fit import DFS, Shape, best_fit, fit
 from enkg_ppl.mixtures._student import Reference, labels, mean_log_prob
+from enkg_ppl.posterior import MovesRecord
 from enkg_ppl.refinement._target import Target
 from enkg_ppl.refinement.moves._jump_and_slice import jump, slice_move
 from enkg_ppl.refinement.moves._space import Group, Space
+from enkg_ppl.types import AnyArray, Ensemble
 
 NUM_JUMPS = 2  # of each particle in a cycle, before its slice move
 USELESS = 0.02  # acceptance of jumps below which there are no more of them
@@ -49,6 +51,10 @@ class Mixed:
     jump_acceptance: float
     fresh_acceptance: float
     out_of_budget: bool
+
+    def record(self) -> MovesRecord:
+        """The same for `Statistics`."""
+        return cast(MovesRecord, dataclasses.asdict(self))
 
 
 def mix(

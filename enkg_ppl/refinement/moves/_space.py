@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from enkg_ppl._types import AnyArray, Ensemble, Vector
 from enkg_ppl.bijections._warp import candidates, choose_given, held_out, significant
 from enkg_ppl.evaluation._blocks import in_blocks
 from enkg_ppl.evaluation._evaluator import Evaluator
@@ -19,6 +18,7 @@ from enkg_ppl.likelihood import Response
 from enkg_ppl.linearise import affine_ridge
 from enkg_ppl.linearise._conditional import MOST_GIVEN, MOST_WORK, ConditionalGaussian, fit_conditional
 from enkg_ppl.refinement._peaks import Peak, nearest_peak
+from enkg_ppl.types import AnyArray, Ensemble, Vector
 
 LEAST_PAIRS = 4  # simulations for each dimension, to fit a conditional Gaussian to
 LEAST_CHANGE = 1e-3  # of slopes, as a share of the largest

@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from enkg_ppl._special import gammaincinv, ndtri
-from enkg_ppl._types import Ensemble
 from enkg_ppl.mixtures._student import Reference
+from enkg_ppl.types import Ensemble
 
 
 def latin_hypercube(rng: np.random.Generator, n: int, d: int) -> Float[np.ndarray, "n d"]:

@@ -1,4 +1,20 @@
-"""Array aliases shared by every file, and the glossary from symbols to names.
+"""Array aliases that the library's signatures use, and the glossary from symbols to names.
+
+They are `jaxtyping` annotations, for readers, type checkers and code of your own that extends the library:
+
+====================  ==========================================================================
+alias                 meaning
+====================  ==========================================================================
+`AnyArray`            an array of JAX's or NumPy's
+`Key`                 a random key, as `jax.random.key` makes it
+`Scalar`              a float array without axes
+`Vector`              one latent vector, shape (dim,)
+`Ensemble`            latent vectors, shape (particles, dim)
+`Output`              what the simulator returns for one particle: an array or a pytree of arrays
+`EnsembleOutput`      the same with a leading particle axis on every leaf
+====================  ==========================================================================
+
+The glossary:
 
 ====================  ==========================================================================
 symbol                name
@@ -23,6 +39,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
+
+__all__ = ["AnyArray", "Ensemble", "EnsembleOutput", "Key", "Output", "Scalar", "Vector"]
 
 AnyArray = Array | np.ndarray  # JAX's inside compiled kernels, NumPy's between them
 Key = PRNGKeyArray

@@ -1,10 +1,10 @@
-"""Shipped priors: train one by its recipe, check it, and write its card.
+"""Cards of the shipped priors: train one by its recipe, set its draws beside the data, and write its card.
 
-    python -m models.cards two_moons            # checks and card of the prior that is there
-    python -m models.cards two_moons --train    # the same after training it anew
+    python -m validation.demos.cards two_moons            # checks and card of the prior that is there
+    python -m validation.demos.cards two_moons --train    # the same after training it anew
 
 A card is `card.md` (data, recipe, time, figures) and `card.png` (losses, samples beside data), in the folder of the
-prior under `models/weights`. Needs scikit-learn and matplotlib.
+prior under `models/weights`. The recipes are in `models.shipped`.
 """
 
 from __future__ import annotations
@@ -15,61 +15,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import matplotlib.pyplot as plt
 import numpy as np
-from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from enkg_ppl import NetworkPrior, load_prior, save_prior
-from enkg_ppl.priors._flow import decode
-from models import _page, digits_prior, toys
+from models import digits_prior, toys
+from models.pictures import GRID, METHOD, MUTED, save_png, style
+from models.shipped import RECIPES, WEIGHTS, Draws, Recipe, cast, samples
+from validation.metrics import c2st
 
-WEIGHTS = Path(__file__).parent / "weights"
 NUM_DRAWS = 4096
-
-Draws = Float[np.ndarray, "draws ..."]
-
-
-class Recipe(NamedTuple):
-    """What a card tells beside the prior's own record.
-
-    Attributes:
-        title: of the card.
-        data: what the prior was trained on, a sentence or two.
-        train: the recipe; takes `progress_bar`.
-        draws: that many events of the kind that the prior was trained on.
-        check: named figures of the prior's quality.
-        show: draws samples and data on two axes.
-    """
-
-    title: str
-    data: str
-    train: Callable[..., NetworkPrior]
-    draws: Callable[[int], Draws]
-    check: Callable[[NetworkPrior], Mapping[str, str]]
-    show: Callable[[Any, Draws], None]
-
-
-def load(name: str) -> NetworkPrior:
-    """A shipped prior, by the name of its folder; weights in 32 bits."""
-    return cast(load_prior(WEIGHTS / name), jnp.float32)
-
-
-def cast(prior: NetworkPrior, dtype) -> NetworkPrior:
-    """The same prior with the network's weights in another precision; files hold 16 bits, half the size."""
-    network = jax.tree.map(lambda leaf: leaf.astype(dtype), prior.network)
-    return eqx.tree_at(lambda prior: prior.network, prior, network)
-
-
-def samples(prior: NetworkPrior, num: int, seed: int = 0) -> Draws:
-    """Draws by the flow in fixed steps, as `DiffusionPrior` draws."""
-    z = jr.normal(jr.key(seed), (num, prior.dim))
-    flat = jax.jit(lambda prior, z: jax.vmap(lambda z: decode(prior, z))(z))(prior, z)
-    return np.asarray(flat).reshape(num, *prior.event_shape)
 
 
 # ---- toys
@@ -77,8 +36,6 @@ def samples(prior: NetworkPrior, num: int, seed: int = 0) -> Draws:
 
 def _check_toy(name: str) -> Callable[[NetworkPrior], Mapping[str, str]]:
     def check(prior: NetworkPrior) -> Mapping[str, str]:
-        from validation.metrics import c2st  # scikit-learn takes a while to load
-
         exact, keys = toys.TOYS[name](), jr.split(jr.key(1000), 4)
         excess = toys.excess_error(prior, exact, keys[0])
         error = toys.log_prob_error(prior, exact, keys[1]) / prior.dim
@@ -96,22 +53,8 @@ def _check_toy(name: str) -> Callable[[NetworkPrior], Mapping[str, str]]:
 
 
 def _show_points(axes, draws: Draws) -> None:
-    axes.plot(*draws[:2000].T, ".", markersize=1.2, color=_page.METHOD, alpha=0.5)
+    axes.plot(*draws[:2000].T, ".", markersize=1.2, color=METHOD, alpha=0.5)
     axes.set_aspect("equal")
-
-
-def _toy(name: str, words: str) -> Recipe:
-    exact = toys.TOYS[name]()
-    return Recipe(
-        title=words,
-        data=f"{toys.NUM_EVENTS:,} exact draws of a mixture of {len(exact.means)} Gaussians of standard deviation "
-        f"{float(np.sqrt(np.ravel(exact.variances)[0])):g} whose means lie along the curve (`models.toys.{name}`), "
-        "so that score and density are known in closed form.",
-        train=lambda **options: toys.train(exact, **options),
-        draws=lambda num: toys.draws(jr.key(1), exact, num),
-        check=_check_toy(name),
-        show=_show_points,
-    )
 
 
 # ---- digits
@@ -148,43 +91,46 @@ def _show_images(axes, draws: Draws, rows: int = 6, columns: int = 8) -> None:
     axes.set_axis_off()
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {
-    "two_moons": lambda: _toy("two_moons", "Two moons"),
-    "swiss_roll": lambda: _toy("swiss_roll", "Swiss roll"),
-    "digits": lambda: Recipe(
-        title="Handwritten digits, 8 x 8",
-        data="scikit-learn's 1,797 digits (UCI, Optical Recognition of Handwritten Digits, test part), "
-        f"0 (paper) to 1 (ink); {digits_prior.HELD_OUT_IMAGES} of them held out. Every image gets fresh Gaussian "
-        f"noise of sd {digits_prior.DEQUANTISATION:g}, half a grey level. The data are not part of this repository.",
-        train=digits_prior.train,
-        draws=lambda num: digits_prior.dequantised(np.random.default_rng(0), digits_prior.images()[:num]),
-        check=_check_digits,
-        show=_show_images,
-    ),
+class Check(NamedTuple):
+    """What a card shows of a prior.
+
+    Attributes:
+        figures: named figures of the prior's quality.
+        show: draws samples or data on an axis.
+    """
+
+    figures: Callable[[NetworkPrior], Mapping[str, str]]
+    show: Callable[[Any, Draws], None]
+
+
+CHECKS = {
+    "two_moons": Check(_check_toy("two_moons"), _show_points),
+    "swiss_roll": Check(_check_toy("swiss_roll"), _show_points),
+    "digits": Check(_check_digits, _show_images),
 }
 
 
 # ---- the card
 
 
-def picture(prior: NetworkPrior, recipe: Recipe) -> Figure:
+def picture(prior: NetworkPrior, recipe: Recipe, show: Callable[[Any, Draws], None]) -> Figure:
     """Losses by step; samples; data."""
     record = prior.record
-    with _page.style():
+    with style():
         figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.6), layout="constrained")
-        axes[0].plot(record["steps"], record["loss"], color=_page.MUTED, label="training")
-        axes[0].plot(record["steps"], record["held_out"], color=_page.METHOD, label="held out")
-        axes[0].axvline(record["best_step"], color=_page.GRID, zorder=0)
+        axes[0].plot(record["steps"], record["loss"], color=MUTED, label="training")
+        axes[0].plot(record["steps"], record["held_out"], color=METHOD, label="held out")
+        axes[0].axvline(record["best_step"], color=GRID, zorder=0)
         axes[0].set(xlabel="step", title="Loss")
         low = min(min(record["loss"]), min(record["held_out"]))
         late = max(record["held_out"][len(record["held_out"]) // 10 :])
         axes[0].set_ylim(low - 0.1 * (late - low), late + 0.5 * (late - low))
         axes[0].legend()
-        recipe.show(axes[1], samples(prior, 2000))
-        recipe.show(axes[2], recipe.draws(2000))
+        show(axes[1], samples(prior, 2000))
+        show(axes[2], recipe.draws(2000))
         axes[1].set_title("Samples")
         axes[2].set_title("Data")
-        if recipe.show is not _show_images:
+        if show is not _show_images:
             for ax in axes[1:]:
                 ax.set(xlim=axes[2].get_xlim(), ylim=axes[2].get_ylim())
         plt.close(figure)
@@ -208,7 +154,7 @@ def card(name: str, prior: NetworkPrior, recipe: Recipe, figures: Mapping[str, s
         f"{record['platform'].upper()}",
         "versions": ", ".join(f"{k} {v}" for k, v in record["versions"].items()),
     }
-    lines = [f"# {recipe.title}", "", recipe.data, "", "    python -m models.cards " + name + " --train", ""]
+    lines = [f"# {recipe.title}", "", recipe.data, "", f"    python -m validation.demos.cards {name} --train", ""]
     lines += ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in {**rows, **figures}.items()), ""]
     lines += ["![losses, samples and data](card.png)", ""]
     return "\n".join(lines)
@@ -216,18 +162,20 @@ def card(name: str, prior: NetworkPrior, recipe: Recipe, figures: Mapping[str, s
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m models.cards", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m validation.demos.cards",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", choices=RECIPES)
     parser.add_argument("--train", action="store_true", help="train the prior anew, minutes of one core")
     parser.add_argument("--folder", type=Path, help="of the prior (default models/weights/<name>)")
     options = parser.parse_args(argv)
-    recipe, folder = RECIPES[options.name](), options.folder or WEIGHTS / options.name
+    recipe, check, folder = RECIPES[options.name](), CHECKS[options.name], options.folder or WEIGHTS / options.name
     if options.train:
         save_prior(cast(recipe.train(), jnp.float16), folder, overwrite=True)
     prior = cast(load_prior(folder), jnp.float32)
-    figures = recipe.check(prior)
-    _page.save_png(picture(prior, recipe), folder / "card.png", 1300)
+    figures = check.figures(prior)
+    save_png(picture(prior, recipe, check.show), folder / "card.png", 1300)
     (folder / "card.md").write_text(card(options.name, prior, recipe, figures), "utf-8")
     print(json.dumps(figures, indent=1))
     print(folder / "card.md")

@@ -1,0 +1,1 @@
+"""Worked problems: methods beside a reference, each a command that prints a table and writes a page."""
