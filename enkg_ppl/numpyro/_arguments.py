@@ -60,7 +60,7 @@ OF_MCMC = {
 
 def refuse_unknown(unknown: dict[str, Any]) -> None:
     known = ["num_particles", "num_ensembles", "ensemble_method", "correction", "schedule", "refine", "progress_bar"]
-    known += ["max_forward_evaluations", "chunk_size", "init"]
+    known += ["max_forward_evaluations", "chunk_size", "init", "store"]
     for name in unknown:
         close = difflib.get_close_matches(name, known, 1)
         if name in ("kernel", "sampler"):

@@ -34,7 +34,6 @@ def sample_observed(key: jax.Array, observations: dict[str, Observation]) -> dic
         }
 
 
-@watch_black_boxes()
 def predict(enkg: EnKG, key: jax.Array) -> dict[str, jax.Array]:
     """Prior draws of every site, and data simulated from them; leads with (ensemble, particle)."""
     key_z, key_data = jr.split(key)
@@ -42,7 +41,7 @@ def predict(enkg: EnKG, key: jax.Array) -> dict[str, jax.Array]:
     prior, block = model.problem().prior, block_size(enkg.num_particles)
     z = jr.normal(key_z, (enkg.num_ensembles, enkg.num_particles, model.dim))
     x = z if is_standard(prior) else jnp.stack([jnp.asarray(decode_all(prior, part, block)) for part in z])
-    with raise_host_failure():
+    with watch_black_boxes(store=enkg.store), raise_host_failure():
         values, observations = jax.block_until_ready(_replay(model.simulator, x))
     return values | sample_observed(key_data, observations)
 
