@@ -6,4 +6,14 @@ from enkg_ppl.evaluation._failure import BlackBoxError
 from enkg_ppl.evaluation._ledger import BudgetEnd, Ledger
 from enkg_ppl.evaluation._store import Simulations, Store
 
-__all__ = ["BlackBoxError", "BudgetEnd", "Evaluator", "Ledger", "Respond", "Simulated", "Simulations", "Store", "blackbox"]
+__all__ = [
+    "BlackBoxError",
+    "BudgetEnd",
+    "Evaluator",
+    "Ledger",
+    "Respond",
+    "Simulated",
+    "Simulations",
+    "Store",
+    "blackbox",
+]

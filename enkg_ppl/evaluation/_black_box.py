@@ -106,9 +106,9 @@ def blackbox(
 
     `num_calls` is the number of particles simulated so far, including the one that is repeated (as it is in
     `EnKG.num_forward_evaluations`); `num_reused` that of results that came from the store instead, which
-    `EnKG.num_forward_evaluations` counts too; `num_rejected` that of failures. `num_repeated` counts apart what a failure made it
-    repeat: where a vectorised call raises, its ensemble is halved until it is known for which particles. Elements of
-    plates count one each. Asking for a gradient raises `TypeError`.
+    `EnKG.num_forward_evaluations` counts too; `num_rejected` that of failures. `num_repeated` counts apart what a
+    failure made it repeat: where a vectorised call raises, its ensemble is halved until it is known for which
+    particles. Elements of plates count one each. Asking for a gradient raises `TypeError`.
 
     Under `jax.lax.cond` it is called for every particle all the same, since JAX evaluates both branches of an ensemble
     and selects afterwards. To spare it parameters that it cannot take, write two `where`s:
@@ -226,7 +226,7 @@ class BlackBox:
     def _host(self, ranks: tuple[int, ...], result, args) -> tuple[np.ndarray, np.ndarray]:
         """With every argument batched alike (or none): the batch of results, and which of them failed."""
         batch = args[0].shape[: args[0].ndim - ranks[0]] if args else ()
-        rows = [a.reshape((-1, *a.shape[len(batch) :])) for a in args]
+        rows = [a.reshape((math.prod(batch), *a.shape[len(batch) :])) for a in args]
         wanted = self._wanted(batch)
         out = np.full((len(wanted), *result.shape), _filler(result.dtype), result.dtype)
         failed = np.ones(len(wanted), bool)
@@ -288,7 +288,7 @@ class BlackBox:
 
     def _recall(self, run: Run | None, rows, wanted: np.ndarray, out: np.ndarray, policy: str) -> Recall | None:
         """What the store knows of these simulations; None where there is no store."""
-        store = self.store or (run.store if run is not None else None)
+        store = self._store_in(run)
         if store is None:
             return None
         self._check_name(store, run)
@@ -299,22 +299,28 @@ class BlackBox:
             rows,
             wanted,
             together=self.vectorized,
-            believes=lambda kept: policy != "raise" and (kept.timeout is None or self._allows_no_more_than(kept.timeout)),
+            believes=lambda kept: (
+                policy != "raise" and (kept.timeout is None or self._allows_no_more_than(kept.timeout))
+            ),
             as_failure=lambda kept, row: Failure(
                 kept.what, self._describe(rows, row), None, kept.is_programming_error, kept.timeout is not None
             ),
             timeout=self.timeout,
         )
 
-    def _allows_no_more_than(self, seconds: float) -> bool:
-        return self.timeout is not None and self.timeout <= seconds
+    def _store_in(self, run: Run | None) -> Store | None:
+        """Its own, or that of the run. (An empty store is false, as all that has a length of 0.)"""
+        return self.store if self.store is not None or run is None else run.store
+
+    def _allows_no_more_than(self, seconds: float | None) -> bool:
+        return seconds is None or (self.timeout is not None and self.timeout <= seconds)
 
     def _check_name(self, store: Store, run: Run | None) -> None:
         """A store knows simulators by their names, so they must have some."""
         if self.name == "<lambda>":
             raise BlackBoxError("a black box of a lambda has no name to be kept under: pass name= to blackbox")
         for other in [] if run is None else run.others(self):
-            place = other.store or run.store if run is not None else None
+            place = other._store_in(run)
             same = (other.name, other.version) == (self.name, self.version) and other.fn is not self.fn
             if same and place is not None and place.path == store.path:
                 raise BlackBoxError(
@@ -325,11 +331,10 @@ class BlackBox:
     @contextlib.contextmanager
     def _kept_as_it_comes(self, recall: Recall | None, run: Run | None) -> Iterator[None]:
         """Inside is one call; what is left of it is kept at its end, and what the store has to say is said."""
-        if recall is None:
+        store = self._store_in(run)
+        if recall is None or store is None:
             yield
             return
-        store = self.store or (run and run.store)
-        assert store is not None
         try:
             yield
             recall.close(with_failures=True)

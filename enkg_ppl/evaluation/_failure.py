@@ -151,7 +151,7 @@ class Run:
         return self._tallies.setdefault(box, Tally(box.name))
 
     def accounts_of_stores(self) -> dict[str, int]:
-        """How many simulations black boxes with a store ran, repeated ones included, and how many it had; or nothing."""
+        """How many simulations of black boxes a store had, and how many were run, repeated ones included."""
         tallies = [tally for box, tally in self._tallies.items() if box.store is not None or self.store is not None]
         if not tallies:
             return {}

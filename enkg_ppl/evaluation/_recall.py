@@ -1,4 +1,4 @@
-"""One call of a black box beside its store: which rows are known, which are to be simulated, and what is kept of them."""
+"""One call of a black box beside its store: which rows are known, which are to be simulated, what is kept of them."""
 
 from __future__ import annotations
 

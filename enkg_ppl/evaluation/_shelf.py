@@ -141,7 +141,9 @@ class Shelf:
         except (OSError, Damaged) as error:
             self._damaged(name, error)
         with self._lock:
-            for key in [key for key in self._files if self._name(key) == name] if name.startswith(MANY) else [_key(name)]:
+            for key in (
+                [key for key in self._files if self._name(key) == name] if name.startswith(MANY) else [_key(name)]
+            ):
                 self._files.pop(key, None)
         return None
 

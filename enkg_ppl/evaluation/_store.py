@@ -35,7 +35,10 @@ class Simulations:
         return len(self._shelf)
 
     def __repr__(self) -> str:
-        kinds = [*zip(self._names(), self._shelf.about["arguments"], strict=True), ("result", self._shelf.about["result"])]
+        kinds = [
+            *zip(self._names(), self._shelf.about["arguments"], strict=True),
+            ("result", self._shelf.about["result"]),
+        ]
         shapes = ", ".join(f"{name}: {dtype}{tuple(shape)}" for name, (dtype, shape) in kinds)
         version = f" {self.version}" if self.version else ""
         return f"{len(self):,} of {self.name}{version} ({shapes})"
@@ -50,8 +53,11 @@ class Simulations:
         return {**dict(zip(self._names(), arguments, strict=True)), "result": results, "failed": failed}
 
     def to_arviz(self):
-        """The table as ArviZ's `InferenceData` (0.x) or `DataTree` (1.x): the group constant_data, whose first dimension
-        is "simulation". They are no draws of anything: where they lie is what the runs asked for."""
+        """The table as ArviZ's `InferenceData` (0.x) or `DataTree` (1.x).
+
+        It is the group constant_data, with the first dimension "simulation": these are no draws of anything, they lie
+        where the runs asked for them.
+        """
         from enkg_ppl._arviz import from_simulations  # importing ArviZ takes seconds
 
         return from_simulations(self.table(), {"simulator": self.name, "version": self.version})
@@ -109,11 +115,11 @@ class Store:
         return sorted(found, key=lambda one: (one.name, one.version, repr(one)))
 
     def table(self) -> dict[str, np.ndarray]:
-        """Of the one simulator that there is; see `Simulations.table`. Raises `ValueError` where there are others."""
+        """Of the one simulator that there is; see `Simulations.table`. Raises `ValueError` where there are more."""
         return self._only().table()
 
     def to_arviz(self):
-        """Of the one simulator that there is; see `Simulations.to_arviz`. Raises `ValueError` where there are others."""
+        """Of the one simulator that there is; see `Simulations.to_arviz`. Raises `ValueError` where there are more."""
         return self._only().to_arviz()
 
     def forget_failures(self) -> int:

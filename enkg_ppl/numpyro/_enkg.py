@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from numpyro.infer import MCMC
 from enkg_ppl._infer import Progress, infer
 from enkg_ppl._types import Ensemble
 from enkg_ppl.diagnostics._diagnose import Diagnostics
-from enkg_ppl.evaluation._black_box import BlackBoxError
+from enkg_ppl.evaluation._black_box import BlackBoxError, raise_host_failure, watch_black_boxes
 from enkg_ppl.evaluation._blocks import block_size
 from enkg_ppl.evaluation._ensembles import METHODS, EnsembleMethod, Meeting, run_ensembles
 from enkg_ppl.evaluation._evaluator import Evaluator
@@ -173,8 +174,8 @@ class EnKG(MCMC):
         evaluator = Evaluator(problem, block_size(self.num_particles), self.chunk_size)
         if self.store is not None and not evaluator.has_black_box:
             raise ModelError(
-                "store= keeps the simulations of black boxes, and the model has none: wrap the costly part of it, as in "
-                "simulate = blackbox(fn, shape=...), or leave store out"
+                "store= keeps the simulations of black boxes, and the model has none: wrap the costly part of it, as "
+                "in simulate = blackbox(fn, shape=...), or leave store out"
             )
         finished: dict[int, Posterior] = {}
         limit = ledgers[0].limit
@@ -363,7 +364,18 @@ class EnKG(MCMC):
             groups = [renamed(group, names) for group in groups]
             options = {key: renamed(value, names) if key == "dims" else value for key, value in options.items()}
         run = renamed_run(self, names) if names else self
-        return from_fitted(run, groups[0], groups[1], groups[2], options)
+        # ArviZ runs the model once, at a draw of the prior that is always the same.
+        with self._with_store():
+            return from_fitted(run, groups[0], groups[1], groups[2], options)
+
+    @contextlib.contextmanager
+    def _with_store(self) -> Iterator[None]:
+        """Inside, black boxes use the store of this object, as in a run; without one it is no run."""
+        if self.store is None:
+            yield
+            return
+        with watch_black_boxes(store=self.store), raise_host_failure():
+            yield
 
     @property
     def num_forward_evaluations(self) -> Any:
