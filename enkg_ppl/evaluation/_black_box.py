@@ -426,9 +426,8 @@ class BlackBox:
                 continue
             result = self._checked(result, rows, (len(group), *out.shape[1:]))
             found = [self._kept(value, rows, group[i : i + 1], out.dtype) for i, value in enumerate(result)]
-            for i, value in enumerate(found) if recall is not None else ():  # all, if one of them ends the run
-                if not isinstance(value, Failure):
-                    recall.keep(group[i : i + 1], value)
+            if recall is not None:  # all of them, should the first end the run
+                recall.keep_good(group, found)
             for i, value in enumerate(found):
                 yield group[i : i + 1], value
 

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
-HEADER = "enkg_ppl"
+ABOUT, FAILURES, CHECKSUM = "enkg_ppl", "failures", "checksum"  # texts in the header
 # What safetensors can name; anything else is kept as its bytes, on a last axis of its own.
 PLAIN = {"bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))}
 PLAIN |= {"float16", "float32", "float64"}
@@ -42,29 +42,34 @@ class Damaged(ValueError):
     """A file that is not what was written."""
 
 
-def to_bytes(entry: Entry, about: dict[str, Any]) -> bytes:
-    """`about`: what the simulator is, as in `_shelf`."""
+def as_text(about: dict[str, Any]) -> str:
+    """What the simulator is, as the header has it."""
+    return json.dumps(about, sort_keys=True)
+
+
+def to_bytes(entry: Entry, about: str) -> bytes:
+    """`about`: what the simulator is, as text."""
     failed = np.zeros(len(entry.keys), bool)
     failed[list(entry.failures)] = True
     arrays = {f"argument.{i}": _plain(a) for i, a in enumerate(entry.arguments)}
     arrays |= {"key": entry.keys, "result": _plain(entry.results), "failed": failed}
-    header = {"about": about, "failures": {str(row): list(failure) for row, failure in entry.failures.items()}}
-    header["checksum"] = _checksum(header, arrays)
-    return save(arrays, metadata={HEADER: json.dumps(header)})
+    failures = json.dumps(entry.failures) if entry.failures else "{}"
+    checksum = _checksum(about, failures, arrays)
+    return save(arrays, metadata={ABOUT: about, FAILURES: failures, CHECKSUM: checksum})
 
 
-def from_bytes(data: bytes, about: dict[str, Any]) -> Entry:
-    """Raises `Damaged` for what `to_bytes` did not write, or wrote of another simulator."""
+def from_bytes(data: bytes, about: dict[str, Any], text: str) -> Entry:
+    """`text`: `about` as text. Raises `Damaged` for what `to_bytes` did not write, or wrote of another simulator."""
     try:
         arrays = load(data)
         length = int.from_bytes(data[:8], "little")
-        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][HEADER])
-        checksum = header.pop("checksum")
+        header = json.loads(data[8 : 8 + length])["__metadata__"]
+        checksum, failures, of = header[CHECKSUM], header[FAILURES], header[ABOUT]
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"cut short or no file of a store: {error}") from error
-    if checksum != _checksum(header, arrays):
+    if checksum != _checksum(of, failures, arrays):
         raise Damaged("its checksum is wrong")
-    if header["about"] != about:
+    if of != text:
         raise Damaged("it is of another simulator, or of other shapes")
     try:
         rows = len(arrays["key"])
@@ -73,8 +78,8 @@ def from_bytes(data: bytes, about: dict[str, Any]) -> Entry:
         results = _typed(arrays["result"], rows, *about["result"])
     except (KeyError, ValueError) as error:
         raise Damaged(f"its arrays have not the shapes that are due: {error}") from error
-    failures = {int(row): KeptFailure(*parts) for row, parts in header["failures"].items()}
-    return Entry(arrays["key"], arguments, results, failures)
+    kept = {int(row): KeptFailure(*parts) for row, parts in json.loads(failures).items()}
+    return Entry(arrays["key"], arguments, results, kept)
 
 
 def keys_in(path: Path) -> tuple[list[bytes], np.ndarray]:
@@ -110,10 +115,10 @@ def _typed(a: np.ndarray, rows: int, dtype: str, shape: list[int]) -> np.ndarray
     return a
 
 
-def _checksum(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
-    digest = hashlib.blake2b(json.dumps(header, sort_keys=True).encode(), digest_size=16)
+def _checksum(about: str, failures: str, arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.blake2b(f"{about}{failures}".encode(), digest_size=16)
     for name in sorted(arrays):
         a = arrays[name]
-        digest.update(f"{name} {a.dtype.name} {a.shape};".encode())
+        digest.update(f"{name} {a.dtype.str} {a.shape};".encode())
         digest.update(np.ascontiguousarray(a).data if a.size else b"")
     return digest.hexdigest()

@@ -92,6 +92,12 @@ class Recall:
             if not self._together:
                 self._write()
 
+    def keep_good(self, group: np.ndarray, found: Sequence[np.ndarray | Failure]) -> None:
+        """Keep those results of a group of rows that are no failures."""
+        for i, value in enumerate(found):
+            if not isinstance(value, Failure):
+                self.keep(group[i : i + 1], value)
+
     def close(self, *, with_failures: bool) -> None:
         """At the end of the call; failures that ended it are not kept."""
         with self._lock:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from enkg_ppl.evaluation._entry import Damaged, Entry, KeptFailure, from_bytes, keys_in, kind_of, to_bytes
+from enkg_ppl.evaluation._entry import Damaged, Entry, KeptFailure, as_text, from_bytes, keys_in, kind_of, to_bytes
 
 KEY_BYTES = 16
 SUFFIX, FAILED, MANY = ".safetensors", ".failed.safetensors", "many-"
@@ -44,7 +44,7 @@ def describe(name: str, version: str, rows: Sequence[np.ndarray], result) -> dic
 
 def digest_of(about: dict[str, Any]) -> str:
     """Tells simulators apart."""
-    return hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(as_text(about).encode(), digest_size=8).hexdigest()
 
 
 def folder_name(about: dict[str, Any]) -> str:
@@ -64,9 +64,11 @@ class Shelf:
         self._many: set[str] = set()  # files of whole calls that are in the index
         self._stamp = -1
         self._lock = threading.RLock()
+        self._text = as_text(about)
         self._seed = digest_of(about).encode()
         self._begun, self._waited = time.monotonic(), 0.0
         self.is_writable = True
+        self._is_made = False  # the folder, with what it is
         self._look()
 
     def __len__(self) -> int:
@@ -103,9 +105,8 @@ class Shelf:
                 row = row_of.get(key)
                 if row is None or not _same(entry.arguments, i, rows, row):
                     continue
-                value = entry.failures.get(i, entry.results[i])
                 if key not in known or isinstance(known[key], KeptFailure):
-                    known[key] = value
+                    known[key] = entry.failures[i] if i in entry.failures else entry.results[i]
         return known
 
     def table(self) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
@@ -116,7 +117,9 @@ class Shelf:
         known: dict[bytes, tuple[list[np.ndarray], np.ndarray, bool]] = {}
         for name in names:
             entry = self._read(name)
-            for i, key in enumerate(map(bytes, entry.keys)) if entry is not None else ():
+            if entry is None:
+                continue
+            for i, key in enumerate(map(bytes, entry.keys)):
                 if key not in known or known[key][2]:
                     known[key] = [a[i] for a in entry.arguments], entry.results[i], i in entry.failures
         ordered = [known[key] for key in sorted(known)]
@@ -135,7 +138,7 @@ class Shelf:
     def _read(self, name: str) -> Entry | None:
         """The content of a file; None, and out of the index, where it is gone or not to be believed."""
         try:
-            return from_bytes((self.folder / name).read_bytes(), self.about)
+            return from_bytes((self.folder / name).read_bytes(), self.about, self._text)
         except FileNotFoundError:  # another process has forgotten it
             pass
         except (OSError, Damaged) as error:
@@ -214,7 +217,7 @@ class Shelf:
             try:
                 self._write_about()
                 current = self._now() == self._stamp
-                self._write(name, to_bytes(entry, self.about))
+                self._write(name, to_bytes(entry, self._text))
             except OSError as error:
                 self.is_writable = False
                 self._report(
@@ -258,9 +261,12 @@ class Shelf:
         return count
 
     def _write_about(self) -> None:
+        if self._is_made:
+            return
         if not (self.folder / ABOUT).exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write(ABOUT, json.dumps({"about": self.about, "names": self.names}).encode())
+        self._is_made = True
 
     def _write(self, name: str, data: bytes) -> None:
         started = time.monotonic()
