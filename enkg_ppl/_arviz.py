@@ -41,3 +41,14 @@ def from_ranks(values: dict[str, np.ndarray]):
 
         return DataTree.from_dict({"prior_sbc": dataset})
     return az.InferenceData(prior_sbc=dataset)
+
+
+def from_simulations(table: dict[str, np.ndarray], attributes: dict[str, str]):
+    """Kept simulations as the group ``constant_data``; arrays lead with the dimension "simulation"."""
+    import xarray as xr
+
+    dims = {name: ["simulation", *(f"{name}_dim_{i}" for i in range(a.ndim - 1))] for name, a in table.items()}
+    dataset = xr.Dataset({name: (dims[name], a) for name, a in table.items()}, attrs=attributes)
+    if ONE:
+        return xr.DataTree.from_dict({"constant_data": dataset})
+    return az.InferenceData(constant_data=dataset)

@@ -8,7 +8,8 @@ stage a run has `Reached`; what an ensemble gave is `Simulated`. `Respond` is wh
 
 Refinements are given an `Evaluator` and corrections a `Respond`: neither calls the simulator itself. To run simulations
 elsewhere (a cluster, another process), write a function for `blackbox`, or give it an executor. `command_simulator`
-makes one of an external program, `umbridge_simulator` one of a model behind an UM-Bridge server.
+makes one of an external program, `umbridge_simulator` one of a model behind an UM-Bridge server. A `Store` keeps
+finished `Simulations`, so that none is run twice.
 """
 
 from enkg_ppl.evaluation._black_box import BlackBox, blackbox
@@ -17,6 +18,7 @@ from enkg_ppl.evaluation._ensembles import EnsembleMethod, Meeting
 from enkg_ppl.evaluation._evaluator import Evaluator, Respond, Simulated
 from enkg_ppl.evaluation._failure import BlackBoxError
 from enkg_ppl.evaluation._ledger import BudgetEnd, Ledger, Reached
+from enkg_ppl.evaluation._store import Simulations, Store
 from enkg_ppl.evaluation._umbridge import umbridge_simulator
 
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
     "Reached",
     "Respond",
     "Simulated",
+    "Simulations",
+    "Store",
     "blackbox",
     "command_simulator",
     "umbridge_simulator",

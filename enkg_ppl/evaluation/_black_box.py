@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,8 @@ from enkg_ppl.evaluation._failure import (
     watch_black_boxes,
 )
 from enkg_ppl.evaluation._host_call import host_call
+from enkg_ppl.evaluation._recall import Recall, Results
+from enkg_ppl.evaluation._store import Store
 from enkg_ppl.evaluation._workers import (
     SimulatorTimeout,
     UnusableExecutor,
@@ -48,8 +51,6 @@ MOST_REPEATS = 64
 SMALL_SHARE = 1e-3
 SILENCE = " (check_deterministic=False of blackbox leaves the question out)"
 
-Results = Generator[tuple[np.ndarray, "np.ndarray | Failure"]]
-
 ON_FAILURE = ("tolerate", "raise", "reject")
 
 
@@ -66,6 +67,8 @@ def blackbox(
     plates: Literal["map"] | None = None,
     check_deterministic: bool = True,
     name: str | None = None,
+    store: Store | str | Path | None = None,
+    version: str | int = "",
 ) -> BlackBox:
     """Wrap host code as a simulator that can be called inside a NumPyro model.
 
@@ -95,27 +98,54 @@ def blackbox(
     must be a function of its arguments. One that draws random numbers becomes that by common random numbers
     (`np.random.default_rng(0)` made anew inside `fn`, and the same numbers for every particle), by taking its noise as
     an argument that is a latent site of the model, or, nearly, by an estimate such as the mean of many runs.
-    `name`: for messages (default: the function's own).
+    `name`: for messages, and for the store (default: the function's own).
+    `store`: a folder in which every finished simulation is kept as soon as it is finished, or a `Store`. What is there
+    is not simulated again, in this run or in any other; a run that was killed, started again with the same key, ends
+    with the numbers of an unbroken one. Simulations are found by `name`, `version`, and the arguments bit by bit. The
+    simulator must be a function of those alone: not of global settings, files, or what a closure holds.
+    `version`: of the simulator: give another one when its results change. Simulations of other versions stay, unused.
+    Failures are kept where they count as zero likelihood, as under "reject" and, being few, "tolerate", and come back
+    the same; those that end a run are not, and under "raise" none is kept or believed, so that mended code runs again.
+    A time-out is believed as long as no more time is allowed. `Store(folder).forget_failures()` has them all run again.
+    A vectorised call is kept as a whole when it has ended; of arguments that are asked for more than once, one is run.
 
     `num_calls` is the number of particles simulated so far, including the one that is repeated (as it is in
-    `EnKG.num_forward_evaluations`); `num_rejected` that of failures. `num_repeated` counts apart what a failure made it
-    repeat: where a vectorised call raises, its ensemble is halved until it is known for which particles. Elements of
-    plates count one each. Asking for a gradient raises `TypeError`.
+    `EnKG.num_forward_evaluations`); `num_reused` that of results that came from the store instead, which
+    `EnKG.num_forward_evaluations` counts too; `num_rejected` that of failures. `num_repeated` counts apart what a
+    failure made it repeat: where a vectorised call raises, its ensemble is halved until it is known for which
+    particles. Elements of plates count one each. Asking for a gradient raises `TypeError`.
 
     Under `jax.lax.cond` it is called for every particle all the same, since JAX evaluates both branches of an ensemble
     and selects afterwards. To spare it parameters that it cannot take, write two `where`s:
     `jnp.where(good, simulate(jnp.where(good, a, safe)), otherwise)` with any `safe` that it can take.
 
     Raises `TypeError` where `fn` cannot be called, or cannot be sent to the processes of a pool, `ValueError` for
-    a shape, timeout, plates or on_failure that makes no sense. Warns of a pool that forks.
+    a shape, timeout, plates or on_failure that makes no sense, or a store that is a file or a folder of something
+    else. Warns of a pool that forks.
     """
-    return BlackBox(fn, shape, dtype, vectorized, executor, timeout, on_failure, plates, check_deterministic, name)
+    return BlackBox(
+        fn, shape, dtype, vectorized, executor, timeout, on_failure, plates, check_deterministic, name, store, version
+    )
 
 
 class BlackBox:
     """A simulator in host code; made by `blackbox`."""
 
-    def __init__(self, fn, shape, dtype, vectorized, executor, timeout, on_failure, plates, check_deterministic, name):
+    def __init__(
+        self,
+        fn,
+        shape,
+        dtype,
+        vectorized,
+        executor,
+        timeout,
+        on_failure,
+        plates,
+        check_deterministic,
+        name,
+        store,
+        version,
+    ):
         if not callable(fn):
             raise TypeError(f"blackbox needs a function; got {fn!r}")
         shape = shape if callable(shape) else _as_shape(shape)
@@ -143,7 +173,10 @@ class BlackBox:
         self.plates = plates
         self.check_deterministic = check_deterministic
         self.name = name or getattr(fn, "__name__", type(fn).__name__)
+        self.store = None if store is None else Store(store)
+        self.version = str(version)
         self.num_calls = 0
+        self.num_reused = 0
         self.num_rejected = 0
         self.num_repeated = 0
         self.__name__ = self.name
@@ -202,7 +235,7 @@ class BlackBox:
     def _host(self, ranks: tuple[int, ...], result, args) -> tuple[np.ndarray, np.ndarray]:
         """With every argument batched alike (or none): the batch of results, and which of them failed."""
         batch = args[0].shape[: args[0].ndim - ranks[0]] if args else ()
-        rows = [a.reshape((-1, *a.shape[len(batch) :])) for a in args]
+        rows = [a.reshape((math.prod(batch), *a.shape[len(batch) :])) for a in args]
         wanted = self._wanted(batch)
         out = np.full((len(wanted), *result.shape), _filler(result.dtype), result.dtype)
         failed = np.ones(len(wanted), bool)
@@ -230,19 +263,99 @@ class BlackBox:
         tally = Tally(self.name) if run is None else run.tally(self)
         policy = "raise" if run is None and self.on_failure == "tolerate" else self.on_failure
         tally.num_calls += len(wanted)
-        results = self._together(rows, wanted, out, policy) if self.vectorized else self._each(rows, wanted, out)
-        with contextlib.closing(results):
+        recall = self._recall(run, rows, wanted, out, policy)
+        if recall is None:
+            results = self._fresh(rows, wanted, out, policy)
+        else:
+            results = recall.merged(self._fresh(rows, recall.missing, out, policy, recall))
+            self.num_reused += recall.num_reused
+            tally.num_reused += recall.num_reused
+        with self._kept_as_it_comes(recall, run), contextlib.closing(results):
             for where, value in results:
                 tally.num_done += len(where)
                 if isinstance(value, Failure):
                     self._failed(value, len(where), tally, policy, out.dtype)
+                    if recall is not None:
+                        recall.keep(where, value)
+                        tally.note_kept(recall.shelf, recall.keys_of(where))
                 else:
                     out[where], failed[where] = value, False
         if tally.all_failed and tally.num_programming == tally.num_failed:
+            tally.forget_kept()
             raise tally.error_of_all() from tally.first and tally.first.error
         good = wanted[~failed[wanted]]
         if run is not None and run.check and self.check_deterministic and not tally.num_checks and len(good):
-            self._check(run, rows, good, out)
+            self._check(run, rows, good, out, recall)
+
+    def _fresh(self, rows, wanted: np.ndarray, out: np.ndarray, policy: str, recall: Recall | None = None) -> Results:
+        """Simulations that are really run; `recall`: where good ones are kept."""
+        if self.vectorized:
+            return self._together(rows, wanted, out, policy, recall)
+        return self._each(rows, wanted, out, recall)
+
+    # -- the store -----------------------------------------------------------------------------------------------
+
+    def _recall(self, run: Run | None, rows, wanted: np.ndarray, out: np.ndarray, policy: str) -> Recall | None:
+        """What the store knows of these simulations; None where there is no store."""
+        store = self._store_in(run)
+        if store is None:
+            return None
+        self._check_name(store, run)
+        result = jax.ShapeDtypeStruct(out.shape[1:], out.dtype)
+        names = [self._argument_name(i) for i in range(len(rows))]
+        return Recall(
+            store.shelf(self.name, self.version, rows, result, names),
+            rows,
+            wanted,
+            together=self.vectorized,
+            believes=lambda kept: (
+                policy != "raise" and (kept.timeout is None or self._allows_no_more_than(kept.timeout))
+            ),
+            as_failure=lambda kept, row: Failure(
+                kept.what, self._describe(rows, row), None, kept.is_programming_error, kept.timeout is not None
+            ),
+            timeout=self.timeout,
+        )
+
+    def _store_in(self, run: Run | None) -> Store | None:
+        """Its own, or that of the run. (An empty store is false, as all that has a length of 0.)"""
+        return self.store if self.store is not None or run is None else run.store
+
+    def _allows_no_more_than(self, seconds: float | None) -> bool:
+        return seconds is None or (self.timeout is not None and self.timeout <= seconds)
+
+    def _check_name(self, store: Store, run: Run | None) -> None:
+        """A store knows simulators by their names, so they must have some."""
+        if self.name == "<lambda>":
+            raise BlackBoxError("a black box of a lambda has no name to be kept under: pass name= to blackbox")
+        for other in [] if run is None else run.others(self):
+            place = other._store_in(run)
+            same = (other.name, other.version) == (self.name, self.version) and other.fn is not self.fn
+            if same and place is not None and place.path == store.path:
+                raise BlackBoxError(
+                    f"two black boxes called {self.name} keep their simulations in {store.path}, where nothing would "
+                    "tell them apart: give each another name="
+                )
+
+    @contextlib.contextmanager
+    def _kept_as_it_comes(self, recall: Recall | None, run: Run | None) -> Iterator[None]:
+        """Inside is one call; what is left of it is kept at its end, and what the store has to say is said."""
+        store = self._store_in(run)
+        if recall is None or store is None:
+            yield
+            return
+        try:
+            yield
+            recall.close(with_failures=True)
+        except BlackBoxError:
+            recall.close(with_failures=False)
+            raise
+        finally:
+            for sentence in store.take_news():
+                if run is None:
+                    warn_user(sentence)
+                else:
+                    run.say(sentence)
 
     def _failed(self, failure: Failure, size: int, tally: Tally, policy: str, dtype) -> None:
         """Count a failure of so many particles, or raise."""
@@ -259,30 +372,40 @@ class BlackBox:
             return
         first = tally.first or failure
         if failure.is_programming_error:
+            tally.forget_kept()
             raise failure.raised_by(self.name) from failure.error
         if tally.too_many:
+            tally.forget_kept()
             is_hopeless = tally.num_failed == tally.num_done >= HOPELESS
             raise first.raised_by(self.name, tally.beyond, is_hopeless=is_hopeless) from first.error
 
     # -- simulations: which particles, and their results or what happened instead --------------------------------
 
-    def _each(self, rows, wanted, out) -> Results:
+    def _each(self, rows, wanted, out, recall: Recall | None = None) -> Results:
         """One particle a call."""
-        for i, value, error in self._outcomes([[a[row] for a in rows] for row in wanted]):
+
+        def result(i: int, value) -> np.ndarray | Failure:
+            value = self._kept(self._checked(value, rows, out.shape[1:]), rows, wanted[i : i + 1], out.dtype)
+            if recall is not None and not isinstance(value, Failure):
+                recall.keep(wanted[i : i + 1], value)
+            return value
+
+        def finished(i: int, value) -> None:
+            with contextlib.suppress(BlackBoxError):  # which is raised in its turn
+                result(i, value)
+
+        calls = [[a[row] for a in rows] for row in wanted]
+        for i, value, error in self._outcomes(calls, None if recall is None else finished):
             self.num_calls += 1
             where = wanted[i : i + 1]
             if isinstance(error, SimulatorGone):
                 raise BlackBoxError(f"{self.name} {error}") from error
-            if error is not None:
-                yield where, self._failure(error, rows, where)
-            else:
-                value = self._checked(value, rows, out.shape[1:])
-                yield where, self._kept(value, rows, where, out.dtype)
+            yield where, result(i, value) if error is None else self._failure(error, rows, where)
 
-    def _outcomes(self, calls: Sequence[Sequence]) -> Iterator:
+    def _outcomes(self, calls: Sequence[Sequence], finished: Callable[[int, Any], None] | None) -> Iterator:
         if self._workers is not None:
             try:
-                yield from self._workers.outcomes(calls)
+                yield from self._workers.outcomes(calls, finished)
             except UnusableExecutor as error:
                 raise BlackBoxError(f"the executor of {self.name} {error}") from error.__cause__
             return
@@ -293,10 +416,10 @@ class BlackBox:
                 value, error = None, raised
             yield i, value, error
 
-    def _together(self, rows, wanted, out, policy: str) -> Results:
+    def _together(self, rows, wanted, out, policy: str, recall: Recall | None = None) -> Results:
         """An ensemble a call; where that raises, its halves, until it is known for which particles it does."""
         self.num_calls += len(wanted)
-        groups, repeats = [wanted], 0
+        groups, repeats = [wanted] if len(wanted) else [], 0
         while groups:
             group = groups.pop()
             try:
@@ -313,8 +436,11 @@ class BlackBox:
                 self.num_repeated += len(group)
                 continue
             result = self._checked(result, rows, (len(group), *out.shape[1:]))
-            for i, value in enumerate(result):
-                yield group[i : i + 1], self._kept(value, rows, group[i : i + 1], out.dtype)
+            found = [self._kept(value, rows, group[i : i + 1], out.dtype) for i, value in enumerate(result)]
+            if recall is not None:  # all of them, should the first end the run
+                recall.keep_good(group, found)
+            for i, value in enumerate(found):
+                yield group[i : i + 1], value
 
     def _failure(self, error: BaseException, rows, where: np.ndarray) -> Failure:
         text = self._describe(rows, where[0])
@@ -332,7 +458,7 @@ class BlackBox:
             what = f"raised {type(error).__name__}: {error}"
             if isinstance(error, TypeError | ValueError):
                 text += "" if callable(self.shape) else self._of_plates(rows, self.shape, None)
-        return Failure(what, text, error)
+        return Failure(what, text, error, is_timeout=isinstance(error, SimulatorTimeout))
 
     def _kept(self, value: np.ndarray, rows, where: np.ndarray, dtype) -> np.ndarray | Failure:
         """The value in its dtype, or the failure that it is."""
@@ -403,12 +529,15 @@ class BlackBox:
 
     # -- is it a function of its arguments? ----------------------------------------------------------------------
 
-    def _check(self, run: Run, rows, good: np.ndarray, out: np.ndarray) -> None:
+    def _check(self, run: Run, rows, good: np.ndarray, out: np.ndarray, recall: Recall | None) -> None:
         """Simulate one particle again; where the result is another, say what that means."""
         row = good[-1]
         same = self._describe(rows, row)
         again = self._again(run, rows, row, out)
         if again is not None and _agree(again, out[row]):
+            return
+        if recall is not None and recall.is_reused(row):
+            self._check_reused(run, rows, good, out, again, recall)
             return
         if self.vectorized and again is not None:
             # In the company of others sums round otherwise, and step sizes may be others: alone and alone must agree.
@@ -421,6 +550,26 @@ class BlackBox:
                     f"particles: random numbers, and all else, must be the same for every one of them{SILENCE}"
                 )
                 return
+        self._say_random(run, same)
+
+    def _check_reused(self, run: Run, rows, good: np.ndarray, out: np.ndarray, again, recall: Recall) -> None:
+        """The same of a result that comes from the store: it may be the simulator that is another one now."""
+        row = good[-1]
+        same = self._describe(rows, row)
+        near = again is not None and _distance(again, out[row]) <= SMALL_SHARE * np.std(out[good], axis=0)
+        if self.vectorized and np.all(near):  # it was simulated in the company of others
+            return
+        twice = self._again(run, rows, row, out)
+        if again is not None and not (twice is not None and _agree(again, twice)):
+            self._say_random(run, same)
+            return
+        run.say(
+            f"{self.name} gives another result for the same parameters ({same}) than is kept in "
+            f"{recall.shelf.folder.parent}, so it has changed since: pass another version= to blackbox, or another "
+            f"store{SILENCE}"
+        )
+
+    def _say_random(self, run: Run, same: str) -> None:
         run.say(
             f"{self.name} is random: with the same parameters ({same}) it gave another result, and a noisy likelihood "
             "costs many times the simulations and makes the posterior wrong: use common random numbers "
@@ -435,7 +584,7 @@ class BlackBox:
         tally.num_checks += 1
         tally.num_calls += 1
         tally.num_done += 1
-        results = self._together(rows, one, out, "raise") if self.vectorized else self._each(rows, one, out)
+        results = self._fresh(rows, one, out, "raise")
         with contextlib.closing(results):
             value = next(results)[1]
         return None if isinstance(value, Failure) else value

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 
 from enkg_ppl.evaluation._black_box import only_rows, raise_host_failure
 from enkg_ppl.evaluation._ensembles import Meeting
-from enkg_ppl.evaluation._host_call import calls_host, has_loops
+from enkg_ppl.evaluation._host_call import calls_black_box, calls_host, has_loops
 from enkg_ppl.evaluation._ledger import Ledger, Reached
 from enkg_ppl.evaluation._marks import poisoned, with_failures
 from enkg_ppl.evaluation._programs import compiled, weakly
@@ -162,6 +162,7 @@ class Evaluator:
         dtype = problem.prior.location.dtype
         program = jax.make_jaxpr(problem.forward)(jax.ShapeDtypeStruct((problem.dim,), dtype))
         self.on_host = calls_host(program)
+        self.has_black_box = calls_black_box(program)
         sizes = {batch_size * factor for factor in (HOST_BATCHES if self.on_host else (1,))}
         self._usual_sizes = self._within_chunks(sizes)
         # An accelerator runs a batch in the time of a few particles.

@@ -13,9 +13,13 @@ import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from enkg_ppl.evaluation._shelf import Shelf
+    from enkg_ppl.evaluation._store import Store
 
 # A share of failures that is put up with where the user has not said what they mean, and what chance adds to it: the
 # share is only known to so many standard deviations while a run is under way.
@@ -47,10 +51,17 @@ class Failure(NamedTuple):
     what: str
     where: str
     error: BaseException | None = None
+    was_programming_error: bool = False  # of one that comes from a store, where the exception itself is not
+    is_timeout: bool = False
 
     @property
     def is_programming_error(self) -> bool:
-        return isinstance(self.error, PROGRAMMING_ERRORS)
+        return self.was_programming_error or isinstance(self.error, PROGRAMMING_ERRORS)
+
+    @property
+    def as_kept(self) -> str:
+        """What happened, to be told without the exception."""
+        return f"{self.what}," if self.error else self.what
 
     @property
     def remedy(self) -> str:
@@ -73,11 +84,23 @@ class Tally:
         self.num_calls = self.num_done = self.num_failed = self.num_programming = 0
         self.first: Failure | None = None
         self.num_checks = 0  # simulations that were repeated, to see whether they are random
+        self.num_reused = 0  # simulations that were in a store
+        self._kept: list[tuple[Shelf, set[bytes]]] = []  # failures that are in a store
 
     def add(self, failure: Failure, size: int) -> None:
         self.first = self.first or failure
         self.num_failed += size
         self.num_programming += size * failure.is_programming_error
+
+    def note_kept(self, shelf: Shelf, keys: set[bytes]) -> None:
+        """Failures that a store keeps because they count as zero likelihood."""
+        self._kept.append((shelf, keys))
+
+    def forget_kept(self) -> None:
+        """Take them out again: they end the run, so somebody will mend the simulator, and then it is to be run."""
+        for shelf, keys in self._kept:
+            shelf.forget(keys)
+        self._kept = []
 
     @property
     def too_many(self) -> bool:
@@ -112,12 +135,13 @@ class Tally:
 class Run:
     """What the black boxes of one run did.
 
-    `check`: whether one simulation of each is repeated. `warnings`: sentences for the user. `told`: those of them that
-    were said already.
+    `check`: whether one simulation of each is repeated. `store`: for those that have none of their own.
+    `warnings`: sentences for the user. `told`: those of them that were said already.
     """
 
-    def __init__(self, check: bool = False):
+    def __init__(self, check: bool = False, store: Store | None = None):
         self.check = check
+        self.store = store
         self.warnings: list[str] = []
         self.told: list[str] = []
         self._new: list[str] = []
@@ -125,6 +149,18 @@ class Run:
 
     def tally(self, box) -> Tally:
         return self._tallies.setdefault(box, Tally(box.name))
+
+    def accounts_of_stores(self) -> dict[str, int]:
+        """How many simulations of black boxes a store had, and how many were run, repeated ones included."""
+        tallies = [tally for box, tally in self._tallies.items() if box.store is not None or self.store is not None]
+        if not tallies:
+            return {}
+        reused = sum(tally.num_reused for tally in tallies)
+        return {"num_reused": reused, "num_simulated": sum(tally.num_calls for tally in tallies) - reused}
+
+    def others(self, box) -> list[Any]:
+        """The other black boxes of this run."""
+        return [other for other in self._tallies if other is not box]
 
     @property
     def num_checks(self) -> int:
@@ -147,6 +183,7 @@ class Run:
         """`error`: what came of it elsewhere."""
         for tally in self._tallies.values():
             if tally.all_failed:
+                tally.forget_kept()
                 raise tally.error_of_all() from (tally.first and tally.first.error) or error
 
     def say(self, sentence: str) -> None:
@@ -176,16 +213,17 @@ class _State:
 
 
 @contextlib.contextmanager
-def watch_black_boxes(check: bool = False) -> Iterator[Run]:
+def watch_black_boxes(check: bool = False, store: Store | None = None) -> Iterator[Run]:
     """Inside is one run: a few failures are put up with, and named in one warning on the way out.
 
     Within another such context it is part of that run. `check`: repeat a simulation, to see whether it is random.
+    `store`: of black boxes that have none of their own.
     """
     outer = _RUN.get()
     if outer is not None:
         yield outer
         return
-    run = Run(check)
+    run = Run(check, store)
     with continue_run(run):
         yield run
     for sentence in run.finish():

@@ -46,6 +46,11 @@ def calls_host(program: Any) -> bool:
     return not primitives_of(program).isdisjoint(_host_primitives())
 
 
+def calls_black_box(program: Any) -> bool:
+    """Whether a program, as `jax.make_jaxpr` makes it, has a `blackbox` in it."""
+    return any(e.primitive is host_call_p and e.params["flagged"] for e in equations_of(program))
+
+
 def has_loops(program: Any) -> bool:
     """Whether a program, as `jax.make_jaxpr` makes it, has a `scan` or `while_loop` in it."""
     return not primitives_of(program).isdisjoint({scan_p, while_p})
@@ -63,7 +68,12 @@ def _host_primitives() -> frozenset[Primitive]:
 
 def primitives_of(program: Any) -> set[Primitive]:
     """The primitives of all equations of a program, those of the programs within its equations included."""
-    found: set[Primitive] = set()
+    return {equation.primitive for equation in equations_of(program)}
+
+
+def equations_of(program: Any) -> list[Any]:
+    """All equations of a program, those of the programs within its equations included."""
+    found: list[Any] = []
     seen: set[int] = set()  # what is called twice is looked at once
 
     def look(part: Any) -> None:
@@ -74,7 +84,7 @@ def primitives_of(program: Any) -> set[Primitive]:
                 return
             seen.add(id(part))
             for equation in part.eqns:
-                found.add(equation.primitive)
+                found.append(equation)
                 look(equation.params)
         elif isinstance(part, dict):
             look(list(part.values()))

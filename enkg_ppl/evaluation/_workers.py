@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import pickle
 import signal
@@ -112,9 +113,13 @@ class Workers:
         self._executor, self._timeout = executor, timeout
         self._fn = timed(fn, timeout)
 
-    def outcomes(self, calls: Sequence[Sequence[Any]]) -> Iterator[Outcome]:
+    def outcomes(
+        self, calls: Sequence[Sequence[Any]], finished: Callable[[int, Any], None] | None = None
+    ) -> Iterator[Outcome]:
         """Results, or what was raised, of every call, as they come.
 
+        `finished`: told at once which call gave which result, in whatever thread that is known, for a slow call holds
+        up all that come after it.
         Where a pool breaks, calls are repeated one by one until the one is found that breaks it; the others then go on
         side by side. Raises `UnusableExecutor` where no call can be made at all.
         """
@@ -122,7 +127,7 @@ class Workers:
         while left:
             lost: list[int] = []
             cause = None
-            for i, value, error in self._together(left, calls):
+            for i, value, error in self._together(left, calls, finished):
                 if isinstance(error, BrokenExecutor):
                     lost.append(i)
                     cause = error
@@ -134,7 +139,7 @@ class Workers:
             self._remake(cause)
             # Calls are begun in order, so the culprit is among the first few.
             for i in left[: 2 * getattr(self._current, "_max_workers", len(left)) + 1]:
-                _, value, error = next(self._together([i], calls))
+                _, value, error = next(self._together([i], calls, finished))
                 left = left[1:]
                 if not isinstance(error, BrokenExecutor):
                     in_turn = 0
@@ -150,11 +155,13 @@ class Workers:
                 yield i, None, WorkerDied(str(error))
                 break
 
-    def _together(self, which: Sequence[int], calls) -> Iterator[Outcome]:
+    def _together(self, which: Sequence[int], calls, finished) -> Iterator[Outcome]:
         futures: list[Future] = []
         try:
             for i in which:
                 futures.append(self._submit(calls[i]))
+                if finished is not None:
+                    futures[-1].add_done_callback(functools.partial(_tell, finished, i))
             for i, future in zip(which, futures, strict=True):
                 try:
                     yield i, self._result(future), None
@@ -222,6 +229,11 @@ class Workers:
             ) from error
         if new is not old:
             _remade[old] = new
+
+
+def _tell(finished: Callable[[int, Any], None], i: int, future: Future) -> None:
+    if not future.cancelled() and future.exception() is None:
+        finished(i, future.result())
 
 
 def is_picklable(fn: Callable) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -19,12 +21,13 @@ from enkg_ppl._checks import check_whole
 from enkg_ppl._infer import RunProgress, infer
 from enkg_ppl._keywords import explain_keywords
 from enkg_ppl.diagnostics import Diagnostics
-from enkg_ppl.evaluation._black_box import BlackBoxError
+from enkg_ppl.evaluation._black_box import BlackBoxError, raise_host_failure, watch_black_boxes
 from enkg_ppl.evaluation._blocks import block_size
 from enkg_ppl.evaluation._ensembles import METHODS, EnsembleMethod, Meeting, run_ensembles
 from enkg_ppl.evaluation._evaluator import Evaluator
 from enkg_ppl.evaluation._failure import MOST_CHECKS, Run, continue_run
 from enkg_ppl.evaluation._ledger import Ledger
+from enkg_ppl.evaluation._store import Store
 from enkg_ppl.guidance import Correction
 from enkg_ppl.numpyro._arguments import (
     OF_MCMC,
@@ -75,6 +78,9 @@ class EnKG(MCMC):
     warning says where it cut the run short; what it cannot pay for at all is refused before the first simulation.
     `progress_bar`: show one.
     `chunk_size`: particles simulated at a time, to bound memory (default: all).
+    `store`: a folder, or a `enkg_ppl.evaluation.Store`, for the simulations of all black boxes of the model that have
+    no store of their own: what is there is not simulated again, whatever the data, the prior and the noise. A run that
+    was killed goes on: with the same key it ends with the numbers of an unbroken run. See `blackbox`.
     `init`: known starting points, a dictionary with a value of every latent site, or a list of such; modes within
     their reach are found, whatever else is.
 
@@ -96,6 +102,7 @@ class EnKG(MCMC):
         max_forward_evaluations: int | None = None,
         chunk_size: int | None = None,
         init: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        store: Store | str | Path | None = None,
     ):
         # MCMC.__init__ sets up chains of a kernel; there is none here, so it is not called.
         check_model(model)
@@ -127,6 +134,7 @@ class EnKG(MCMC):
         if init is not None and refine is None:
             raise ValueError("init needs a refinement, which searches from there: leave refine at 'auto'")
         self.init = init
+        self.store = None if store is None else Store(store)
         # What readers of an MCMC look at.
         self.sampler = SimpleNamespace(model=model)
         self.num_chains, self.num_samples, self.thinning = num_ensembles, num_particles, 1
@@ -166,9 +174,14 @@ class EnKG(MCMC):
         init = None if self.init is None else starting_points(numpyro_model, self.init)
         ledgers = Ledger.shared(self.max_forward_evaluations, self.num_ensembles)
         evaluator = Evaluator(problem, block_size(self.num_particles), self.chunk_size)
+        if self.store is not None and not evaluator.has_black_box:
+            raise ModelError(
+                "store= keeps the simulations of black boxes, and the model has none: wrap the costly part of it, as "
+                "in simulate = blackbox(fn, shape=...), or leave store out"
+            )
         finished: dict[int, Posterior] = {}
         limit = ledgers[0].limit
-        seen = Run(check=limit is None or limit >= AMPLE * self.num_particles)
+        seen = Run(limit is None or limit >= AMPLE * self.num_particles, self.store)
         held = MOST_CHECKS if seen.check and evaluator.on_host else 0
         for ledger in ledgers:
             ledger.held += held  # for a repeated simulation, by which a random one is found out
@@ -198,6 +211,7 @@ class EnKG(MCMC):
                 numpyro_model, problem, posteriors, ledgers, evaluator.batch_size, self.chunk_size, extra_fields
             )
             result.diagnostics["warnings"] = [*seen.finish(), *result.diagnostics.warnings]
+            result.diagnostics |= seen.accounts_of_stores()
             bar.finish()
         result.seconds = time.perf_counter() - started
         self._args, self._kwargs, self._result = args, kwargs, result
@@ -342,7 +356,7 @@ class EnKG(MCMC):
         result = self._on_host("to_arviz")
         if prior is True:
             model = NumPyroModel(self.model, self._args, self._kwargs)
-            prior = sample_prior(jr.key(SEED_PRIOR), model, self.num_ensembles, self.num_particles)
+            prior = sample_prior(jr.key(SEED_PRIOR), model, self.num_ensembles, self.num_particles, self.store)
         if posterior_predictive is True:
             posterior_predictive = sample_observed(jr.key(SEED_PREDICTIVE), result.observations)
         pointwise = jax.device_get(result.log_likelihood) if log_likelihood else None
@@ -353,11 +367,26 @@ class EnKG(MCMC):
             groups = [renamed(group, names) for group in groups]
             options = {key: renamed(value, names) if key == "dims" else value for key, value in options.items()}
         run = renamed_run(self, names) if names else self
-        return from_fitted(run, groups[0], groups[1], groups[2], options)
+        # ArviZ runs the model once, at a draw of the prior that is always the same.
+        with self._with_store():
+            return from_fitted(run, groups[0], groups[1], groups[2], options)
+
+    @contextlib.contextmanager
+    def _with_store(self) -> Iterator[None]:
+        """Inside, black boxes use the store of this object, as in a run; without one it is no run."""
+        if self.store is None:
+            yield
+            return
+        with watch_black_boxes(store=self.store), raise_host_failure():
+            yield
 
     @property
     def num_forward_evaluations(self) -> Any:
-        """Exact number of simulator evaluations of the last run: one per particle per call."""
+        """Exact number of simulator evaluations that the last run asked for: one per particle per call.
+
+        What a store had already counts too, so that a run that goes on decides as an unbroken one. How many black boxes
+        really simulated is `diagnostics()["num_simulated"]`, and how many they reused is ``["num_reused"]``.
+        """
         return self._done.num_forward_evaluations
 
     @property

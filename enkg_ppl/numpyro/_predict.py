@@ -10,6 +10,7 @@ from enkg_ppl.evaluation._black_box import raise_host_failure, watch_black_boxes
 from enkg_ppl.evaluation._blocks import block_size
 from enkg_ppl.evaluation._marks import poisoned
 from enkg_ppl.evaluation._programs import compiled
+from enkg_ppl.evaluation._store import Store
 from enkg_ppl.numpyro._model import NumPyroModel
 from enkg_ppl.numpyro._observation import Observation
 from enkg_ppl.numpyro._response import ranks_may_differ
@@ -29,14 +30,15 @@ def sample_observed(key: jax.Array, observations: dict[str, Observation]) -> dic
         }
 
 
-@watch_black_boxes()
-def sample_prior(key: jax.Array, model: NumPyroModel, num_ensembles: int, num_particles: int) -> dict[str, jax.Array]:
+def sample_prior(
+    key: jax.Array, model: NumPyroModel, num_ensembles: int, num_particles: int, store: Store | None = None
+) -> dict[str, jax.Array]:
     """Prior draws of every site, and data simulated from them; leads with (ensemble, particle)."""
     key_z, key_data = jr.split(key)
     prior, block = model.problem().prior, block_size(num_particles)
     z = jr.normal(key_z, (num_ensembles, num_particles, model.dim))
     x = z if is_standard(prior) else jnp.stack([jnp.asarray(decode_all(prior, part, block)) for part in z])
-    with raise_host_failure():
+    with watch_black_boxes(store=store), raise_host_failure():
         values, observations = jax.block_until_ready(_replay(model.simulator, x))
     return values | sample_observed(key_data, observations)
 

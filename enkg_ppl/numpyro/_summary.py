@@ -58,9 +58,12 @@ def worth(samples: Mapping[str, Any], prob: float, diagnostics: Diagnostics) -> 
 
 
 def notes(diagnostics: Diagnostics) -> list[str]:
-    """What stands under the table: the warnings, sentence by sentence."""
+    """What stands under the table: what a store spared, and the warnings, sentence by sentence."""
     width = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
     lines = []
+    if diagnostics.get("num_reused"):
+        ran, reused = diagnostics["num_simulated"], diagnostics["num_reused"]
+        lines.append(f"{reused:,} of {reused + ran:,} simulations were in the store, and were not run again")
     for sentence in diagnostics.warnings:
         lines += textwrap.wrap(f"warning: {sentence}", width, subsequent_indent="  ", break_on_hyphens=False)
     return lines
