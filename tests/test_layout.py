@@ -93,6 +93,7 @@ PRIVATE_IMPORTS = {
     ("models/kolmogorov.py", "enkg_ppl.training._loss"): "the training's own loss, on fields that it has not seen",
     ("validation/methods/_base.py", "enkg_ppl.evaluation._host_call"): "counts in host code that cannot deadlock",
     ("validation/methods/_latent.py", "enkg_ppl.numpyro._model"): "a NumPyro model as an inverse problem",
+    ("validation/store.py", "enkg_ppl._files"): "files that appear whole or not at all",
     ("validation/train_speed.py", "enkg_ppl.training._step"): "times the compiled step without the loop around it",
 }
 
