@@ -76,6 +76,7 @@ _MOVED = {
     "numpyro": "DiffusionReparam FittedPrior UnsupportedPriorError",
 }
 _HOMES = {name: home for home, names in _MOVED.items() for name in names.split()}
+_RENAMED = {"over_particles": "chunked_vmap"}
 
 
 def __getattr__(name: str) -> Any:
@@ -84,10 +85,10 @@ def __getattr__(name: str) -> Any:
         globals()[name] = value
         return value
     if name in _HOMES:
-        home = f"enkg_ppl.{_HOMES[name]}"
-        message = f"enkg_ppl.{name} has moved: write 'from {home} import {name}'"
+        home, now = f"enkg_ppl.{_HOMES[name]}", _RENAMED.get(name, name)
+        message = f"enkg_ppl.{name} has moved: write 'from {home} import {now}'"
         warnings.warn(message, DeprecationWarning, stacklevel=2)
-        return getattr(importlib.import_module(home), name)
+        return getattr(importlib.import_module(home), now)
     raise AttributeError(f"module 'enkg_ppl' has no attribute '{name}'")
 
 

@@ -21,7 +21,7 @@ from enkg_ppl.guidance import Correction, KalmanCorrection
 from enkg_ppl.guidance._anneal import anneal
 from enkg_ppl.guidance._guide import guide
 from enkg_ppl.posterior import Posterior
-from enkg_ppl.priors import Prior, over_particles
+from enkg_ppl.priors import Prior, chunked_vmap
 from enkg_ppl.problem import InverseProblem
 from enkg_ppl.refinement import AdaptiveImportanceSampling, DiffusionWaltz, EllipticalSlice, Refinement, TemperedSMC
 from enkg_ppl.refinement._importance import attempt
@@ -271,7 +271,7 @@ def _prior_draws(prior: Prior) -> Ensemble:
 
 @eqx.filter_jit
 def _drawn(prior: Prior, keys) -> Ensemble:
-    return over_particles(prior, lambda key: prior.rough_sample(key), keys)
+    return chunked_vmap(prior, lambda key: prior.rough_sample(key), keys)
 
 
 LEAST = 4  # evaluations a draw that any refinement needs to be of use

@@ -28,15 +28,15 @@ class WeightedSample(NamedTuple):
 
 class MovesRecord(TypedDict):
     """How moves of an ensemble went: cycles, the largest `correlation` with where they began and the `limit` up to
-    which that counts as forgotten, `jump_acceptance` and `fresh_acceptance` as shares, and whether the moves ended
-    `out_of_budget`.
+    which that counts as forgotten, `jump_acceptance` and `independence_acceptance` as shares, and whether the moves
+    ended `out_of_budget`.
     """
 
     num_cycles: int
     correlation: float
     limit: float
     jump_acceptance: float
-    fresh_acceptance: float
+    independence_acceptance: float
     out_of_budget: bool
 
 
@@ -80,13 +80,13 @@ class Statistics(TypedDict, total=False):
     noise_spread: float
     """Standard deviation over the draws of the log noise variance, in nats. By `check_ensemble`."""
     num_levels: int
-    """Temperatures, those of the scouts included. By `TemperedSMC`."""
+    """Temperatures, those of the pilot ensemble included. By `TemperedSMC`."""
     levels: list[TemperingLevel]
     """What was done at each of them. By `TemperedSMC`."""
     jump_acceptance: float
     """Share of the last jumps that were accepted. By `TemperedSMC` and `EllipticalSlice`."""
-    fresh_acceptance: float
-    """Share of the last jumps to fresh draws of the reference that were accepted. By `TemperedSMC` and
+    independence_acceptance: float
+    """Share of the last independence proposals that were accepted. By `TemperedSMC` and
     `EllipticalSlice`."""
     correlation: float
     """Largest correlation of the ensemble with where its last moves began. By `TemperedSMC`, `EllipticalSlice` and

@@ -32,9 +32,10 @@ class InverseProblem(eqx.Module):
     It is never differentiated.
     `likelihood`: a `Likelihood` of the simulator's output.
     `constrain` / `unconstrain`: from a latent vector to what the user calls the unknowns, and back.
-    `free_values`: for a prior N(0, I): the unknowns that the simulator takes, without constraints, as a function of the
-    latent vector that needs no simulation; None where those are the same. One for each coordinate of the latent
-    vector, and then any others. A refinement uses it to tell what the data pin down from what the prior makes of it.
+    `unconstrained_values`: for a prior N(0, I): the unknowns that the simulator takes, without constraints, as a
+    function of the latent vector that needs no simulation; None where those are the same. One for each
+    coordinate of the latent vector, and then any others. A refinement uses it to tell what the data pin down from what
+    the prior makes of it.
     `replay`: the simulator with more of its run, ``(values, forward(x))``, where the caller has a use for the values at
     the draws: what was simulated once need not be simulated again.
     """
@@ -44,7 +45,7 @@ class InverseProblem(eqx.Module):
     likelihood: Likelihood
     constrain: Callable[[Vector], Any] = _identity
     unconstrain: Callable[[Any], Vector] = _identity
-    free_values: Callable[[Vector], Vector] | None = None
+    unconstrained_values: Callable[[Vector], Vector] | None = None
     replay: Callable[[Vector], tuple[Any, Output]] | None = None
 
     @property

@@ -9,7 +9,7 @@ import pytest
 
 from enkg_ppl import Posterior
 from enkg_ppl.diagnostics._agreement import agreement
-from enkg_ppl.diagnostics._diagnose import diagnose, distinct_share, effective_rank
+from enkg_ppl.diagnostics._diagnose import diagnose, effective_rank, unique_share
 from enkg_ppl.diagnostics._fields import EnsembleCheck
 from enkg_ppl.diagnostics._valleys import cells
 from enkg_ppl.diagnostics._weights import pareto_khat
@@ -117,7 +117,7 @@ FINE = EnsembleCheck(1.0, 0.5, 1.0, 1.0, 0.0)
 @pytest.mark.parametrize(
     ("name", "change", "figure", "words"),
     [
-        ("distinct_draws", {"draws": np.repeat(GOOD[0, : N // 4], 4, axis=0)}, 0.25, "only 25% of the draws"),
+        ("unique_particles", {"draws": np.repeat(GOOD[0, : N // 4], 4, axis=0)}, 0.25, "only 25% of the draws"),
         ("effective_rank", {"draws": GOOD[0, :, :1] * np.ones(DIM)}, 1.0, None),
         ("pareto_khat", {"log_weights": 4 * np.random.default_rng(0).standard_normal(N)}, None, "heavy tail .k-hat"),
         (
@@ -170,7 +170,7 @@ def test_one_bad_ensemble_of_two_shows(name, change, figure, words, second):
     else:
         assert found[name] > 0.7
     assert words is None or len([text for text in found.warnings if re.search(words, text)]) == 1
-    if name not in ("effective_rank", "distinct_draws"):  # those ensembles differ, which is told too
+    if name not in ("effective_rank", "unique_particles"):  # those ensembles differ, which is told too
         assert len(found.warnings) == (words is not None)
 
 
@@ -273,4 +273,4 @@ def test_effective_rank():
     line = np.outer(np.random.default_rng(0).standard_normal(N), np.ones(DIM))
     assert abs(effective_rank(line) - 1) < 1e-9
     assert 2.8 < effective_rank(np.random.default_rng(0).standard_normal((N, DIM))) <= 3
-    assert distinct_share(np.repeat(np.eye(4), 2, axis=0)) == 0.5
+    assert unique_share(np.repeat(np.eye(4), 2, axis=0)) == 0.5

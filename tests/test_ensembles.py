@@ -121,8 +121,8 @@ def test_a_meeting_waits_for_those_still_running():
             calls.append(x[:, 0].tolist())
         return finish(x)
 
-    def one(i, meeting):
-        return [meeting.simulate("s", simulate, np.full((1, 1), 10.0 * i + k), double) for k in range(i + 1)]
+    def one(i, barrier):
+        return [barrier.simulate("s", simulate, np.full((1, 1), 10.0 * i + k), double) for k in range(i + 1)]
 
     def double(x):
         return 2 * x
@@ -143,9 +143,9 @@ def test_different_questions_at_a_meeting_are_not_mixed():
         products_.append(len(x))
         return x * 3
 
-    def one(i, meeting):
+    def one(i, barrier):
         finish = add if i == 0 else multiply
-        return float(meeting.simulate("s", lambda x, finish: finish(x), np.full((1, 1), float(i)), finish)[0, 0])
+        return float(barrier.simulate("s", lambda x, finish: finish(x), np.full((1, 1), float(i)), finish)[0, 0])
 
     assert run_ensembles(one, 3, "vectorized") == [1.0, 3.0, 6.0]
     assert (sums, products_) == ([1], [2])
@@ -157,9 +157,9 @@ def test_everyone_at_a_meeting_hears_of_a_failure():
 
     heard = []
 
-    def one(i, meeting):
+    def one(i, barrier):
         with pytest.raises(FloatingPointError):
-            meeting.simulate("s", simulate, np.zeros((1, 1)), np.sum)
+            barrier.simulate("s", simulate, np.zeros((1, 1)), np.sum)
         heard.append(i)
 
     run_ensembles(one, 3, "vectorized")
@@ -174,6 +174,6 @@ def test_unknown_method():
 def test_one_ensemble_needs_no_thread():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert run_ensembles(lambda i, meeting: (i, meeting, threading.current_thread()), 1, "parallel") == [
+        assert run_ensembles(lambda i, barrier: (i, barrier, threading.current_thread()), 1, "parallel") == [
             (0, None, threading.current_thread())
         ]

@@ -417,7 +417,7 @@ def test_what_is_asked_for_is_done():
     ("bad", "words"),
     [
         ({"effective_share": 1.5}, "0 < effective_share < 1; got effective_share=1.5"),
-        ({"prior_share": 0.0}, "0 < prior_share < 1; got prior_share=0.0"),
+        ({"defensive_weight": 0.0}, "0 < defensive_weight < 1; got defensive_weight=0.0"),
         ({"num_components": 0}, "num_components as a whole number >= 1; got 0"),
         ({"max_evaluations": -1.0}, "max_evaluations > 0; got -1.0"),
     ],

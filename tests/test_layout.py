@@ -137,6 +137,15 @@ def test_names_that_are_imported_when_asked_for_are_like_all_others():
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
+@pytest.mark.parametrize("name", sorted(importlib.import_module("enkg_ppl")._HOMES))
+def test_names_of_version_0_1_still_work_and_say_where_they_are(name):
+    package = importlib.import_module("enkg_ppl")
+    with pytest.warns(DeprecationWarning, match=rf"enkg_ppl\.{name} has moved: write 'from enkg_ppl\.") as caught:
+        old = getattr(package, name)
+    _, home, _, now = re.findall(r"'(from) (\S+) (import) (\w+)'", str(caught[0].message))[0]
+    assert getattr(importlib.import_module(home), now) is old
+
+
 def test_only_the_package_goes_into_the_wheel():
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert config["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == ["enkg_ppl"]

@@ -46,7 +46,7 @@ REFINEMENTS = [
     "auto",
     None,
     TemperedSMC(),
-    TemperedSMC(num_scouts=8),
+    TemperedSMC(pilot_size=8),
     EllipticalSlice(max_cycles=6),
     DiffusionWaltz(max_rounds=3, steps_per_round=4),
 ]

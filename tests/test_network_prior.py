@@ -24,7 +24,7 @@ from enkg_ppl import (
 from enkg_ppl.guidance._gain import covariance_product
 from enkg_ppl.likelihood import GaussianLikelihood
 from enkg_ppl.networks import ResidualMLP
-from enkg_ppl.priors import Flow, NetworkPrior, TorchNetwork, over_particles
+from enkg_ppl.priors import Flow, NetworkPrior, TorchNetwork, chunked_vmap
 from enkg_ppl.priors.preconditioning import EDM, IDDPM, PRECONDITIONINGS, VE, VP, Direct, Discrete
 
 MEAN, COVARIANCE = np.array([0.4, -0.3]), np.array([[0.5, 0.2], [0.2, 0.3]])
@@ -292,13 +292,13 @@ def test_over_particles_is_vmap(n, chunk_size):
     prior = prior_of("direct", chunk_size=chunk_size)
     x, keys = jnp.arange(2.0 * n).reshape(n, 2), jr.split(jr.key(0), n)
     fn = lambda x, k: {"a": x**2, "b": jr.normal(k)}  # noqa: E731
-    ours, plain = over_particles(prior, fn, x, keys), jax.vmap(fn)(x, keys)
+    ours, plain = chunked_vmap(prior, fn, x, keys), jax.vmap(fn)(x, keys)
     jax.tree.map(np.testing.assert_array_equal, ours, plain)
 
 
 def test_chunks_can_be_differentiated_in_both_modes():
     prior = prior_of("edm", chunk_size=2)
-    f = lambda x: over_particles(prior, lambda x: prior.denoise(x, 0.5), x)  # noqa: E731
+    f = lambda x: chunked_vmap(prior, lambda x: prior.denoise(x, 0.5), x)  # noqa: E731
     forward, backward = jax.jacfwd(f)(X), jax.jacrev(f)(X)
     np.testing.assert_allclose(forward, backward, atol=1e-12)
     one = jax.jacfwd(lambda x: EXACT.denoise(x, 0.5))(X[3])

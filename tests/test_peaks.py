@@ -177,7 +177,7 @@ def test_moving_on_keeps_to_the_budget(monkeypatch, budget):
     """Whether the run was cut short before or there is room for some of the cycles."""
     problem = InverseProblem(GaussianPrior.standard(2), lambda x: x[:1] ** 2, GaussianLikelihood(jnp.ones(1), 0.5))
     monkeypatch.setattr(_tempered_smc, "shares_apart", lambda *_: 9.0)
-    refine = TemperedSMC(num_scouts=128)
+    refine = TemperedSMC(pilot_size=128)
     posterior = infer(jax.random.key(0), problem, num_particles=256, refine=refine, max_forward_evaluations=budget)
     assert posterior.num_forward_evaluations <= budget
     assert any("max_forward_evaluations" in sentence for sentence in posterior.messages)
@@ -187,7 +187,7 @@ def test_moving_on_keeps_to_the_budget(monkeypatch, budget):
 def test_an_ensemble_whose_shares_are_not_the_pilots_moves_on(monkeypatch, found, warned):
     """Once: more cycles, counted; a sentence only if that did not help."""
     problem = InverseProblem(GaussianPrior.standard(2), lambda x: x[:1] ** 2, GaussianLikelihood(jnp.ones(1), 0.5))
-    options: dict = {"num_particles": 256, "refine": TemperedSMC(num_scouts=128)}
+    options: dict = {"num_particles": 256, "refine": TemperedSMC(pilot_size=128)}
     usual = infer(jax.random.key(0), problem, **options)
     answers = iter(found)
     monkeypatch.setattr(_tempered_smc, "shares_apart", lambda *_: next(answers))

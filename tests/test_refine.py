@@ -174,12 +174,12 @@ def test_moves_leave_the_posterior_invariant(move, of, exact, request):
 
 
 @pytest.mark.parametrize("guided", [False, True], ids=["from-prior", "from-guided"])
-@pytest.mark.parametrize("num_scouts", [None, 256], ids=["alone", "after-scouts"])
-def test_linear_gaussian_posterior_and_evidence(guided, num_scouts):
+@pytest.mark.parametrize("pilot_size", [None, 256], ids=["alone", "after-pilot"])
+def test_linear_gaussian_posterior_and_evidence(guided, pilot_size):
     """Mean and variance within 4.5 standard errors of J draws; evidence within 4 of its own."""
     ensemble = guide(jr.key(1), LINEAR, num_particles=J).draws if guided else None
-    posterior = TemperedSMC(num_scouts=num_scouts).run(jr.key(2), LINEAR, num_particles=J, guided=ensemble)
-    assert {level["num_particles"] for level in posterior.stats["levels"]} == ({J, 256} if num_scouts else {J})
+    posterior = TemperedSMC(pilot_size=pilot_size).run(jr.key(2), LINEAR, num_particles=J, guided=ensemble)
+    assert {level["num_particles"] for level in posterior.stats["levels"]} == ({J, 256} if pilot_size else {J})
     sd = np.sqrt(np.diag(COVARIANCE))
     assert np.all(np.abs(posterior.mean() - MEAN) < 4.5 * sd / J**0.5)
     assert np.all(np.abs(posterior.sd() ** 2 / sd**2 - 1) < 4.5 * (2 / J) ** 0.5)
@@ -329,8 +329,8 @@ def test_zero_likelihood_regions_are_left():
         ({"target_ess": (1.0, 0.2)}, r"0 < target_ess < 1, two of them; got target_ess=.1.0, 0.2"),
         ({"target_ess": 0.5}, "target_ess as a tuple of two numbers; got target_ess=0.5"),
         ({"num_components": 0}, "num_components as a whole number >= 1"),
-        ({"prior_share": (0.2, 0.0)}, "0 < prior_share < 1"),
-        ({"num_scouts": 3}, "num_scouts as a whole number >= 4, or None; got 3"),
+        ({"defensive_weight": (0.2, 0.0)}, "0 < defensive_weight < 1"),
+        ({"pilot_size": 3}, "pilot_size as a whole number >= 4, or None; got 3"),
     ],
 )
 def test_bad_settings(bad, words):

@@ -13,7 +13,7 @@ import pytest
 from bare import Bare, Correlated
 
 from enkg_ppl import GaussianPrior, MixturePrior, load_prior
-from enkg_ppl.priors import over_particles, sde_sample
+from enkg_ppl.priors import chunked_vmap, sde_sample
 from enkg_ppl.priors._reverse_sde import log_variance_ratio, reverse_sde_sample, reverse_steps
 from models import kolmogorov
 
@@ -21,7 +21,7 @@ from models import kolmogorov
 def drawn(prior, x, sigma, num_steps, seed=3):
     keys = jr.split(jr.key(seed), len(x))
     run = jax.jit(
-        lambda x, keys: over_particles(
+        lambda x, keys: chunked_vmap(
             prior, lambda x, key: reverse_sde_sample(key, prior, x, jnp.asarray(sigma, x.dtype), num_steps), x, keys
         )
     )
@@ -29,7 +29,7 @@ def drawn(prior, x, sigma, num_steps, seed=3):
 
 
 def denoised(prior, x, sigma):
-    run = jax.jit(lambda x: over_particles(prior, lambda x: prior.denoise(x, jnp.asarray(sigma, x.dtype)), x))
+    run = jax.jit(lambda x: chunked_vmap(prior, lambda x: prior.denoise(x, jnp.asarray(sigma, x.dtype)), x))
     return np.asarray(run(x))
 
 

@@ -47,10 +47,10 @@ def test_a_warp_is_a_bijection_with_its_jacobian(ensemble):
     warp = fit_warp(z, (0,))
     far = np.concatenate([z[:20], 5 * z[:20]])  # polynomials end somewhere outside of the particles
     v, log_jacobian = jax.vmap(warp.straighten)(jnp.asarray(far))
-    np.testing.assert_allclose(jax.vmap(warp.bend)(v), far, rtol=1e-9, atol=1e-9)
-    slopes = jax.vmap(jax.jacfwd(lambda z: warp.straighten(z)[0]))(jnp.asarray(far))
+    np.testing.assert_allclose(jax.vmap(warp.inverse)(v), far, rtol=1e-9, atol=1e-9)
+    slopes = jax.vmap(jax.jacfwd(lambda z: warp.forward(z)[0]))(jnp.asarray(far))
     np.testing.assert_allclose(np.linalg.slogdet(slopes)[1], log_jacobian, rtol=1e-9, atol=1e-9)
-    for ours, jaxs in zip(warp.straighten_all(far), (v, log_jacobian), strict=True):
+    for ours, jaxs in zip(warp.forward_all(far), (v, log_jacobian), strict=True):
         np.testing.assert_allclose(ours, jaxs, rtol=1e-9, atol=1e-9)
 
 
@@ -60,7 +60,7 @@ def test_straightened_particles_are_nearly_normal(ensemble):
     rng = np.random.default_rng(1)
     z = ensemble(rng, 4000)
     drawn = z[:, 1] / np.exp(z[:, 0]) if ensemble is funnel else z[:, 1] - z[:, 0] ** 2
-    v, _ = fit_warp(z, (0,)).straighten_all(z)
+    v, _ = fit_warp(z, (0,)).forward_all(z)
     inner = np.abs(z[:, 0]) < 2
     assert np.corrcoef(v[inner, 1], drawn[inner])[0, 1] > 0.99
     assert abs(v[inner, 1].std() - 1) < 0.1
@@ -75,12 +75,12 @@ def test_coordinates_to_follow_are_found_where_there_are_any():
     assert choose_given(*straight) == ()
     assert choose_given(straight[0][:40], straight[1]) == ()  # too few for it
     warp = no_warp(6, straight[0].dtype)
-    np.testing.assert_array_equal(warp.straighten_all(straight[0])[0], straight[0])
+    np.testing.assert_array_equal(warp.forward_all(straight[0])[0], straight[0])
 
 
 def test_a_warp_without_spread_is_finite():
     warp = fit_warp(np.ones((30, 3)), (0,))
-    assert np.isfinite(warp.straighten_all(np.ones((2, 3)))[0]).all()
+    assert np.isfinite(warp.forward_all(np.ones((2, 3)))[0]).all()
 
 
 # ---- hierarchies, linear given their scales: y = theta + noise, theta ~ N(mu, tau), tau and the noise unknown
@@ -111,12 +111,12 @@ def pairs(problem):
     """Simulations of particles from the prior."""
     z = np.random.default_rng(3).standard_normal((200, problem.dim))
     evaluate = Evaluator(problem, BLOCK)
-    return simulated(evaluate, problem.free_values, z, evaluate.log_likelihood_and_response(z)[1])
+    return simulated(evaluate, problem.unconstrained_values, z, evaluate.log_likelihood_and_response(z)[1])
 
 
 @pytest.fixture(scope="module")
 def conditional(problem, pairs):
-    return fit_conditional(problem.free_values, pairs.free, pairs.response, (TAU, NOISE), problem.dim)
+    return fit_conditional(problem.unconstrained_values, pairs.free, pairs.response, (TAU, NOISE), problem.dim)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def space(problem, conditional):
 def test_free_values_are_numpyros(problem):
     z = np.random.default_rng(4).standard_normal(problem.dim)
     expected = unconstrain_fn(hierarchy, (), {"y": Y}, problem.constrain(jnp.asarray(z)))
-    free = problem.free_values(jnp.asarray(z))
+    free = problem.unconstrained_values(jnp.asarray(z))
     np.testing.assert_allclose(
         free, np.concatenate([np.ravel(expected[name]) for name in ("mu", "tau", "noise", "theta")])
     )
@@ -158,12 +158,12 @@ def test_given_the_scales_it_is_the_exact_posterior(problem, space):
 def test_positions_are_a_bijection_and_have_the_priors_density(problem, space):
     """Change of variables: the density of z by SciPy, the Jacobian by differences."""
     z = 1.5 * np.random.default_rng(5).standard_normal((20, problem.dim))
-    position, log_jacobian = space._whiten(z)
+    position, log_jacobian = space._forward(z)
     back, log_prior = space.latents(position)
     np.testing.assert_allclose(back, z, rtol=1e-8, atol=1e-8)
     step = 1e-5 * np.eye(problem.dim)
     around = np.concatenate([z[:, None] + step, z[:, None] - step], axis=1).reshape(-1, problem.dim)
-    up, down = np.moveaxis(space._whiten(around)[0].reshape(20, 2, problem.dim, problem.dim), 1, 0)
+    up, down = np.moveaxis(space._forward(around)[0].reshape(20, 2, problem.dim, problem.dim), 1, 0)
     slopes = np.swapaxes(up - down, 1, 2) / 2e-5
     np.testing.assert_allclose(np.linalg.slogdet(slopes)[1], log_jacobian, rtol=1e-6, atol=1e-6)
     expected = multivariate_normal(np.zeros(problem.dim)).logpdf(z) - log_jacobian
@@ -179,7 +179,7 @@ def test_moves_in_whitened_coordinates_leave_the_posterior_invariant(problem, pa
     response = pairs.response
     if wrong:
         response = response._replace(prediction=-2 * response.prediction + 1, observation=response.observation + 3)
-    conditional = fit_conditional(problem.free_values, pairs.free, response, (TAU, NOISE), problem.dim)
+    conditional = fit_conditional(problem.unconstrained_values, pairs.free, response, (TAU, NOISE), problem.dim)
     flat = InverseProblem(problem.prior, lambda z: z[:1] * 0, GaussianLikelihood(jnp.zeros(1), 1.0))
     space, n = Space(Evaluator(flat, BLOCK), conditional), 32_768
     rng = np.random.default_rng(7)
@@ -246,8 +246,8 @@ def test_scales_are_told_from_the_rest(model, data, expected):
     problem = NumPyroModel(model, (), {"y": data}).problem()
     evaluate = Evaluator(problem, BLOCK)
     z = np.random.default_rng(8).standard_normal((300, problem.dim))
-    found = simulated(evaluate, problem.free_values, z, evaluate.log_likelihood_and_response(z)[1])
-    assert scales(evaluate, problem.free_values, found) == expected
+    found = simulated(evaluate, problem.unconstrained_values, z, evaluate.log_likelihood_and_response(z)[1])
+    assert scales(evaluate, problem.unconstrained_values, found) == expected
 
 
 def test_coordinates_are_chosen_by_the_particles(problem, pairs):
@@ -259,10 +259,10 @@ def test_coordinates_are_chosen_by_the_particles(problem, pairs):
     rest = [MU, *range(3, problem.dim)]
     for row in z:
         row[rest] = rng.multivariate_normal(*exact_conditional(row))
-    space = best_space(rng, evaluate, problem.free_values, z, pairs, (TAU, NOISE))
+    space = best_space(rng, evaluate, problem.unconstrained_values, z, pairs, (TAU, NOISE))
     assert space.conditional is not None
     plain = rng.standard_normal((400, problem.dim))
-    space = best_space(rng, evaluate, problem.free_values, plain, pairs, (TAU, NOISE))
+    space = best_space(rng, evaluate, problem.unconstrained_values, plain, pairs, (TAU, NOISE))
     assert space.conditional is None
 
 
@@ -286,7 +286,7 @@ def test_black_boxes_are_called_for_evaluations_alone():
     def model(y=None):
         hierarchy(y, simulate=simulate)
 
-    enkg = EnKG(model, num_particles=2 * BLOCK, refine=TemperedSMC(num_scouts=BLOCK), progress_bar=False)
+    enkg = EnKG(model, num_particles=2 * BLOCK, refine=TemperedSMC(pilot_size=BLOCK), progress_bar=False)
     enkg.run(jr.key(0), y=Y)
     assert sum(calls) == enkg.num_forward_evaluations
 
@@ -299,16 +299,16 @@ def test_a_simulator_that_others_depend_on_is_not_called_for_coordinates():
         z = numpyro.sample("z", dist.Normal(simulate(x), 1.0))
         numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
-    assert NumPyroModel(model, (), {"y": 1.0}).problem().free_values is None
+    assert NumPyroModel(model, (), {"y": 1.0}).problem().unconstrained_values is None
 
 
 def test_pilot_and_whole_ensemble_are_compared_in_the_same_coordinates(monkeypatch):
     """Both as latent vectors z, although the pilot moves in z and the whole ensemble in w (see `fit_conditional`)."""
     seen = {}
-    from_scouts = Starts.from_scouts
+    from_pilot = Starts.from_pilot
 
     def chosen(self, z):
-        space, start = from_scouts(self, z)
+        space, start = from_pilot(self, z)
         seen.update(found=z, space=space)
         return space, start
 
@@ -317,10 +317,10 @@ def test_pilot_and_whole_ensemble_are_compared_in_the_same_coordinates(monkeypat
         return 0.0
 
     monkeypatch.setattr(Starts, "_first_step", lambda self, space, start: space.conditional is None)
-    monkeypatch.setattr(Starts, "from_scouts", chosen)
+    monkeypatch.setattr(Starts, "from_pilot", chosen)
     monkeypatch.setattr(_tempered_smc, "shares_apart", compared)
     problem = NumPyroModel(hierarchy, (), {"y": Y}).problem()
-    posterior = infer(jax.random.key(0), problem, num_particles=256, refine=TemperedSMC(num_scouts=128))
+    posterior = infer(jax.random.key(0), problem, num_particles=256, refine=TemperedSMC(pilot_size=128))
     assert seen["space"].conditional is not None
     np.testing.assert_array_equal(seen["pilot"], seen["found"])
     np.testing.assert_allclose(jax.vmap(problem.prior.decode)(seen["whole"]), posterior.draws, rtol=1e-12)

@@ -55,22 +55,22 @@ class Warp(eqx.Module):
             jnp.clip(features @ self.log_scales, *self.log_scale_range),
         )
 
-    def straighten(self, z: Vector) -> tuple[Vector, Scalar]:
+    def forward(self, z: Vector) -> tuple[Vector, Scalar]:
         """v of z, and the log of the Jacobian's determinant."""
         location, log_scale = self._location_and_log_scale(z)
         return (z - location) * jnp.exp(-log_scale), -jnp.sum(log_scale)
 
-    def bend(self, v: Vector) -> Vector:
+    def inverse(self, v: Vector) -> Vector:
         """The inverse: h is the same in v and z."""
         location, log_scale = self._location_and_log_scale(v)
         return v * jnp.exp(log_scale) + location
 
-    def straighten_all(self, z: Ensemble) -> tuple[np.ndarray, np.ndarray]:
+    def forward_all(self, z: Ensemble) -> tuple[np.ndarray, np.ndarray]:
         """Both, of an ensemble, by NumPy: compiles nothing."""
         location, log_scale = self._of_all(z)
         return np.asarray((z - location) * np.exp(-log_scale)), -log_scale.sum(axis=1)
 
-    def bend_all(self, v: Ensemble) -> Ensemble:
+    def inverse_all(self, v: Ensemble) -> Ensemble:
         """The inverse, of an ensemble, by NumPy."""
         location, log_scale = self._of_all(v)
         return np.asarray(v * np.exp(log_scale) + location)
@@ -197,8 +197,8 @@ def significant(gain: Float[np.ndarray, " particles"]) -> bool:
 def held_out(train: Ensemble, test: Ensemble, given: tuple[int, ...]) -> Float[np.ndarray, " particles"]:
     """Log density of every `test` particle under a Gaussian fitted to the straightened `train`."""
     warp = fit_warp(train, given)
-    v, _ = warp.straighten_all(train)
-    w, log_jacobian = warp.straighten_all(test)
+    v, _ = warp.forward_all(train)
+    w, log_jacobian = warp.forward_all(test)
     centre, d = v.mean(axis=0), v.shape[1]
     covariance = np.atleast_2d(np.cov(v.T))
     covariance += (1e-9 * np.trace(covariance) / d + 1e-12) * np.eye(d)

@@ -2,13 +2,13 @@
 
 `diagnose` looks over the posteriors of a run's ensembles; `Diagnostics` is the table that comes of it, which
 `EnKG.diagnostics()` returns. `check_ensemble` asks whether a guided ensemble is the posterior that its own slope
-implies (`EnsembleCheck`). Of draws and weights: `effective_rank`, `distinct_share`, `effective_size`, `pareto_khat`.
+implies (`EnsembleCheck`). Of draws and weights: `effective_rank`, `unique_share`, `effective_size`, `pareto_khat`.
 
 What a refinement of your own should tell is in `enkg_ppl.posterior.Statistics`; any other entry of
 `Posterior.stats` that is a number or a text is listed as it is, and sentences in `Posterior.messages` become warnings.
 """
 
-from enkg_ppl.diagnostics._diagnose import Diagnostics, diagnose, distinct_share, effective_rank
+from enkg_ppl.diagnostics._diagnose import Diagnostics, diagnose, effective_rank, unique_share
 from enkg_ppl.diagnostics._fields import EnsembleCheck, check_ensemble
 from enkg_ppl.diagnostics._weights import effective_size, pareto_khat
 
@@ -17,8 +17,8 @@ __all__ = [
     "EnsembleCheck",
     "check_ensemble",
     "diagnose",
-    "distinct_share",
     "effective_rank",
     "effective_size",
     "pareto_khat",
+    "unique_share",
 ]

@@ -21,11 +21,11 @@ class Diagnostics(dict[str, Any]):
     With several ensembles every figure is of all of them:
 
     - the worst one's: `chi2_per_datum`, `data_spread`, `latent_spread` (the farthest from 1), `effective_rank`,
-      `distinct_draws`, `weight_ess`, `jump_acceptance`, `fresh_acceptance`, `acceptance`, `drift_p` (the smallest),
-      `pareto_khat`, `unexplained`, `noise_spread`, and any other number (the largest); `correlation` with the
-      `correlation_limit` of its ensemble, where it is exceeded most;
+      `unique_particles`, `weight_ess`, `jump_acceptance`, `independence_acceptance`, `acceptance`, `drift_p` (the
+      smallest), `pareto_khat`, `unexplained`, `noise_spread`, and any other number (the largest); `correlation` with
+      the `correlation_limit` of its ensemble, where it is exceeded most;
     - sums: `num_forward_evaluations`, `num_failed`, and `effective_draws`, which adds what the draws of each ensemble
-      are worth: as many as there are different points, and no more than the effective size of its last weights where
+      are worth: as many as there are unique particles, and no more than the effective size of its last weights where
       these cannot be trusted or the moves had not forgotten them;
     - of the ensembles together: `r_hat`, `ess_across_ensembles`, `num_modes`, `mode_balance_p`, `log_evidence` (of the
       mean evidence) and its error.
@@ -56,7 +56,7 @@ TAIL = 1e-5
 LARGEST_KHAT = 0.7
 # Effective size of the last weights, as a share of the particles. One weight above all others has no tail to show.
 LEAST_WEIGHT_SHARE = 0.02
-# Draws that are different points, as a share; resampling repeats some, and moves must part them again.
+# Unique particles, as a share of the draws; resampling repeats some, and moves must part them again.
 LEAST_DISTINCT = 0.5
 # R-hat of independent draws exceeds 1 by about 1 / J for each ensemble; the usual limit holds from 1,200 particles on.
 LARGEST_R_HAT, R_HAT_TIMES_PARTICLES = 1.01, 12.0
@@ -95,13 +95,13 @@ def diagnose(
     if not finite:
         warnings.append("some draws are not finite: the guided flow diverged; use the default refine='auto'")
     else:
-        shares = [distinct_share(a) for a in draws]
+        shares = [unique_share(a) for a in draws]
         result["effective_rank"] = min(effective_rank(a) for a in draws)
-        result["distinct_draws"] = min(shares)
+        result["unique_particles"] = min(shares)
         result["effective_draws"] = sum(
             _effective_draws(share, p, w) for share, p, w in zip(shares, posteriors, weights, strict=True)
         )
-        warnings += _distinct_warning(min(shares))
+        warnings += _unique_warning(min(shares))
     known = [w for w in weights if w is not None]
     if known:
         khats = [khat for khat in map(pareto_khat, known) if not np.isnan(khat)]
@@ -113,7 +113,7 @@ def diagnose(
         warnings += warnings_of(checks)
     elif chi2_per_datum is not None:
         result["chi2_per_datum"] = chi2 = float(np.max(chi2_per_datum))  # NaN where any is
-        warnings += _misfit_warning(chi2, num_data)
+        warnings += _chi_square_warning(chi2, num_data)
     if len(posteriors) > 1 and finite:
         found = agreement(np.random.default_rng(0), np.stack(draws), log_likelihood)
         result.update(r_hat=found.r_hat, ess_across_ensembles=found.ess, num_modes=found.num_modes)
@@ -124,7 +124,7 @@ def diagnose(
 
 
 # How figures of several ensembles become one, where it is not the largest that is the worst.
-SMALLEST = ("jump_acceptance", "fresh_acceptance", "acceptance", "drift_p", "weight_ess")
+SMALLEST = ("jump_acceptance", "independence_acceptance", "acceptance", "drift_p", "weight_ess")
 SUMS = ("num_failed",)
 UNLISTED = ("levels",)
 
@@ -176,16 +176,16 @@ def effective_rank(z: np.ndarray) -> float:
     return float(total**2 / (v**2).sum()) if total > 0 else 0.0
 
 
-def distinct_share(z: np.ndarray) -> float:
-    """Share of the draws that are different points."""
+def unique_share(z: np.ndarray) -> float:
+    """Unique particles as a share of the draws."""
     return len(np.unique(z, axis=0)) / len(z)
 
 
-def _distinct_warning(share: float) -> list[str]:
+def _unique_warning(share: float) -> list[str]:
     if share >= LEAST_DISTINCT:
         return []
     return [
-        f"only {share:.0%} of the draws are different points, so they say less than their number: raise "
+        f"only {share:.0%} of the draws are unique particles, so they say less than their number: raise "
         "max_forward_evaluations, or num_particles"
     ]
 
@@ -221,7 +221,7 @@ def _khat_warning(khat: float) -> list[str]:
         return []
     return [
         f"the last importance weights have a heavy tail (k-hat {khat:.2f}, above {LARGEST_KHAT}): the log evidence "
-        "and shares of far modes may be off; raise num_particles, or TemperedSMC(num_scouts=...)"
+        "and shares of far modes may be off; raise num_particles, or TemperedSMC(pilot_size=...)"
     ]
 
 
@@ -267,7 +267,7 @@ def _failure_warning(posteriors: list[Posterior]) -> list[str]:
     ]
 
 
-def _misfit_warning(chi2_per_datum: float, num_data: int) -> list[str]:
+def _chi_square_warning(chi2_per_datum: float, num_data: int) -> list[str]:
     total = chi2_per_datum * num_data
     if not np.isfinite(total) or not gammaincc(num_data / 2, total / 2) >= TAIL:
         return [

@@ -4,7 +4,7 @@
 ensembles and books every simulation in its `Ledger`, which refuses those beyond the limit (`BudgetEnd`) and knows what
 stage a run has `Reached`; what an ensemble gave is `Simulated`. `Respond` is what a correction calls.
 `EnsembleMethod` names the ways in which several ensembles may run; side by side, their simulations are joined in a
-`Meeting`.
+`Barrier`.
 
 Refinements are given an `Evaluator` and corrections a `Respond`: neither calls the simulator itself. To run simulations
 elsewhere (a cluster, another process), write a function for `blackbox`, or give it an executor. `command_simulator`
@@ -14,7 +14,7 @@ finished `Simulations`, so that none is run twice.
 
 from enkg_ppl.evaluation._black_box import BlackBox, blackbox
 from enkg_ppl.evaluation._command import command_simulator
-from enkg_ppl.evaluation._ensembles import EnsembleMethod, Meeting
+from enkg_ppl.evaluation._ensembles import Barrier, EnsembleMethod
 from enkg_ppl.evaluation._evaluator import Evaluator, Respond, Simulated
 from enkg_ppl.evaluation._failure import BlackBoxError
 from enkg_ppl.evaluation._ledger import BudgetEnd, Ledger, Reached
@@ -22,13 +22,13 @@ from enkg_ppl.evaluation._store import Simulations, Store
 from enkg_ppl.evaluation._umbridge import umbridge_simulator
 
 __all__ = [
+    "Barrier",
     "BlackBox",
     "BlackBoxError",
     "BudgetEnd",
     "EnsembleMethod",
     "Evaluator",
     "Ledger",
-    "Meeting",
     "Reached",
     "Respond",
     "Simulated",

@@ -22,12 +22,12 @@ METHODS = ("sequential", "parallel", "vectorized")
 Result = TypeVar("Result")
 
 
-def run_ensembles(one: Callable[[int, Meeting | None], Result], num: int, method: EnsembleMethod) -> list[Result]:
-    """``one(i, meeting)`` for every ensemble i, in the order of i whatever the method.
+def run_ensembles(one: Callable[[int, Barrier | None], Result], num: int, method: EnsembleMethod) -> list[Result]:
+    """``one(i, barrier)`` for every ensemble i, in the order of i whatever the method.
 
     "sequential": in turn. "parallel": ensemble i on device ``i % len(jax.local_devices())``, a thread for each device;
     with one device that is "sequential", and a warning says so. "vectorized": a thread for each ensemble on one device;
-    what they ask of the simulator meets in one call (`Meeting`). The first error of any ensemble is raised.
+    what they ask of the simulator meets in one call (`Barrier`). The first error of any ensemble is raised.
     """
     devices = jax.local_devices()
     if method == "parallel" and len(devices) == 1 and num > 1:
@@ -49,11 +49,11 @@ def run_ensembles(one: Callable[[int, Meeting | None], Result], num: int, method
 
         with ThreadPoolExecutor(min(num, len(devices))) as pool:
             return list(pool.map(on_device, range(num)))
-    meeting = Meeting(num)
+    barrier = Barrier(num)
 
     def in_company(i: int) -> Result:
-        with settings(), meeting.attended(i):
-            return one(i, meeting)
+        with settings(), barrier.attended(i):
+            return one(i, barrier)
 
     with ThreadPoolExecutor(num) as pool:
         return list(pool.map(in_company, range(num)))
@@ -90,7 +90,7 @@ class _Request:
     error: Exception | None = None
 
 
-class Meeting:
+class Barrier:
     """Where ensembles in different threads wait for each other, so that one call simulates for all.
 
     A call is made as soon as every ensemble that is still running has asked; in the order of the ensembles, so that

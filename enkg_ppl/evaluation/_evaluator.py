@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from enkg_ppl.evaluation._black_box import only_rows, raise_host_failure
-from enkg_ppl.evaluation._ensembles import Meeting
+from enkg_ppl.evaluation._ensembles import Barrier
 from enkg_ppl.evaluation._host_call import calls_black_box, calls_host, has_loops
 from enkg_ppl.evaluation._ledger import Ledger, Reached
 from enkg_ppl.evaluation._marks import poisoned, with_failures
@@ -145,7 +145,7 @@ class Evaluator:
     `HOST_BATCHES` times that, so that a vectorised one sees many particles in a call.
 
     `ledger`: the account of what is simulated; callers ask `affords` first, and get `BudgetEnd` where they do not.
-    `meeting`: where other ensembles' evaluations are joined with these.
+    `barrier`: where other ensembles' evaluations are joined with these.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class Evaluator:
         self.batch_size = batch_size
         self.chunk_size = chunk_size
         self.ledger = Ledger() if ledger is None else ledger
-        self.meeting: Meeting | None = None
+        self.barrier: Barrier | None = None
         self._kept: list[tuple[Ensemble, Response]] = []
         self.first_simulated: tuple[Ensemble, Response] | None = None  # by `response`: the guided flow's prior draws
         check_chunk_size(chunk_size)
@@ -181,10 +181,10 @@ class Evaluator:
     def _sizes(self) -> list[int]:
         return self._all_sizes if self._num_batches[0] >= MANY_BATCHES else self._usual_sizes
 
-    def another(self, ledger: Ledger, meeting: Meeting | None = None) -> Evaluator:
+    def another(self, ledger: Ledger, barrier: Barrier | None = None) -> Evaluator:
         """An evaluator for the same simulator with an account and a memory of its own."""
         other = copy.copy(self)
-        other.ledger, other.meeting, other._kept = ledger, meeting, []
+        other.ledger, other.barrier, other._kept = ledger, barrier, []
         other.first_simulated = None
         return other
 
@@ -195,7 +195,7 @@ class Evaluator:
         # The other forward map may go through this problem's prior, which may be a large network.
         bounds = [size for size in (self.chunk_size, self.problem.prior.chunk_size) if size is not None]
         other = Evaluator(problem, self.batch_size, min(bounds, default=None), self.ledger)
-        other._kept, other.meeting = self._kept, self.meeting
+        other._kept, other.barrier = self._kept, self.barrier
         other.first_simulated = self.first_simulated
         return other
 
@@ -317,9 +317,9 @@ class Evaluator:
 
     def _simulate(self, x: Ensemble, finish: Finish):
         self.ledger.book(len(x))
-        if self.meeting is None:
+        if self.barrier is None:
             return self._in_batches(x, finish)
-        return self.meeting.simulate(self.problem, self._in_batches, x, finish)
+        return self.barrier.simulate(self.problem, self._in_batches, x, finish)
 
     def _size_for(self, left: int) -> int:
         """Size of the next batch, of those that are compiled."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from enkg_ppl.priors import Prior, over_particles
+from enkg_ppl.priors import Prior, chunked_vmap
 from enkg_ppl.types import Scalar, Vector
 
 # With the derivative of the denoiser, for one particle and level. Of 64 pixels of digits, 8 give the guided ensemble
@@ -21,7 +21,7 @@ NO_LENGTH = 1e-5  # of what a product gives, where all of it lies in the span of
 def covariance_product(prior: Prior, x: Vector, sigma, A: Float[Array, "dim m"]) -> Float[Array, "dim m"]:
     """``Cov[x0 | x_sigma = x] A = sigma^2 dD/dx A`` for one particle: m directional derivatives of the denoiser."""
     _, derivative = jax.linearize(lambda x: prior.denoise(x, sigma), x)
-    return sigma**2 * over_particles(prior, derivative, A.T).T
+    return sigma**2 * chunked_vmap(prior, derivative, A.T).T
 
 
 def eigh(covariance: Float[Array, "m m"]):

@@ -31,7 +31,7 @@ from enkg_ppl.guidance._bounds import MOST, bounded
 from enkg_ppl.guidance._gain import covariance_product, eigh, kalman_shift, krylov_shift
 from enkg_ppl.likelihood import Response
 from enkg_ppl.linearise._slope import Pairs, judged, learn, no_pairs
-from enkg_ppl.priors import GaussianPrior, Prior, in_chunks, over_particles
+from enkg_ppl.priors import GaussianPrior, Prior, chunked_vmap, in_chunks
 from enkg_ppl.problem import InverseProblem
 from enkg_ppl.schedule import Karras, Schedule, VarianceExploding
 from enkg_ppl.types import AnyArray, Ensemble, Key, Scalar
@@ -47,7 +47,7 @@ DRAW_STEPS_OF_FIELDS = 6
 # and would need many levels of them, but wider ensembles bend more. Slopes that are told of the grid need fewer pairs,
 # and of vorticity they miss least at .45. The one that is not predicts best where none predicts well (after a time of
 # 5), and then it is the average that counts.
-MEMORY, MEMORY_OF_FIELDS, MEMORY_OF_FIELDS_LOCAL = 0.5, 0.8, 0.45
+FORGETTING, FORGETTING_OF_FIELDS, FORGETTING_OF_FIELDS_LOCAL = 0.5, 0.8, 0.45
 
 
 class KalmanCorrection(Correction):
@@ -57,9 +57,9 @@ class KalmanCorrection(Correction):
     `last_level`: smallest noise level of the default schedule, in units of the prior's widest standard deviation.
     Where the noise is low, the simulator bends and pairs of draw and output outnumber unknowns, 0.03 is better.
     `rho`: bends the default schedule as in `Karras`; None for levels in equal ratios, of which more are small.
-    `memory`: weight of one level's simulations when the next level's slope is fitted, in [0, 1] (default 0.5; where the
-    prior is of fields 0.45 for slopes that are told of the grid, and 0.8 for the one that is not). Small values follow
-    a simulator that bends, large ones average.
+    `forgetting_factor`: weight of one level's simulations when the next level's slope is fitted, in [0, 1], 1
+    for no forgetting (default 0.5; where the prior is of fields 0.45 for slopes that are told of the grid, and 0.8 for
+    the one that is not). Small values follow a simulator that bends, large ones average.
     `num_draw_steps`: reverse-SDE steps of a conditional draw, where the prior has none in closed form.
     `max_innovation`: innovations larger than this many of their own standard deviations (root mean square over
     the data) are scaled down to it, so that a strongly nonlinear simulator cannot throw particles out.
@@ -68,15 +68,17 @@ class KalmanCorrection(Correction):
     num_steps: int = eqx.field(static=True, default=20)
     last_level: float = 0.1
     rho: float | None = eqx.field(static=True, default=7.0)
-    memory: float | None = None
+    forgetting_factor: float | None = None
     num_draw_steps: int = eqx.field(static=True, default=8)
     max_innovation: float = 4.0
 
     def __check_init__(self):
         if not 0 < self.last_level < FIRST_LEVEL:
             raise ValueError(f"KalmanCorrection needs 0 < last_level < {FIRST_LEVEL:g}; got {self.last_level}")
-        if self.memory is not None and not 0 <= self.memory <= 1:
-            raise ValueError(f"KalmanCorrection needs 0 <= memory <= 1; got memory={self.memory}")
+        if self.forgetting_factor is not None and not 0 <= self.forgetting_factor <= 1:
+            raise ValueError(
+                f"KalmanCorrection needs 0 <= forgetting_factor <= 1; got forgetting_factor={self.forgetting_factor}"
+            )
         if not self.max_innovation > 0:
             raise ValueError(f"KalmanCorrection needs max_innovation > 0; got {self.max_innovation}")
 
@@ -133,9 +135,9 @@ class KalmanCorrection(Correction):
         noise = normals(key_noise, x.shape, x.dtype)
         # Not the number of levels: the program does not depend on it, and would be compiled anew for each.
         grid = problem.prior.grid
-        forget = (MEMORY, MEMORY) if grid is None else (MEMORY_OF_FIELDS, MEMORY_OF_FIELDS_LOCAL)
-        forget = forget if self.memory is None else (self.memory, self.memory)
-        settings, sigmas = (forget, self.max_innovation), (level.sigma, level.sigma_next)
+        forgetting = (FORGETTING, FORGETTING) if grid is None else (FORGETTING_OF_FIELDS, FORGETTING_OF_FIELDS_LOCAL)
+        forgetting = forgetting if self.forgetting_factor is None else (self.forgetting_factor, self.forgetting_factor)
+        settings, sigmas = (forgetting, self.max_innovation), (level.sigma, level.sigma_next)
         return _analyse(settings, problem.prior, x, z, responses, sigmas, memory, perturbations, noise)
 
 
@@ -145,7 +147,7 @@ class KalmanCorrection(Correction):
 @eqx.filter_jit
 def _noised(prior: Prior, z: Ensemble, noise: Ensemble, sigma) -> Ensemble:
     """Draws of a prior with a transport, noised."""
-    return over_particles(prior, prior.decode, z) + sigma * noise
+    return chunked_vmap(prior, prior.decode, z) + sigma * noise
 
 
 @eqx.filter_jit
@@ -157,14 +159,14 @@ def _conditional(prior: GaussianPrior, eps: Ensemble, x: Ensemble, sigma) -> Ens
 @eqx.filter_jit
 def _noised_prior_draws(key: Key, prior, num_particles: int, sigma) -> Ensemble:
     key_draw, key_noise = jr.split(key)
-    x0 = over_particles(prior, lambda key: prior.rough_sample(key), jr.split(key_draw, num_particles))
+    x0 = chunked_vmap(prior, lambda key: prior.rough_sample(key), jr.split(key_draw, num_particles))
     return x0 + sigma * jr.normal(key_noise, x0.shape, x0.dtype)
 
 
 @eqx.filter_jit
 def _draw(key: Key, prior, x: Ensemble, sigma, num_draw_steps: int) -> Ensemble:
     keys = jr.split(key, x.shape[0])
-    return over_particles(prior, lambda key, x_j: prior.conditional_sample(key, x_j, sigma, num_draw_steps), keys, x)
+    return chunked_vmap(prior, lambda key, x_j: prior.conditional_sample(key, x_j, sigma, num_draw_steps), keys, x)
 
 
 @eqx.filter_jit
@@ -180,7 +182,7 @@ def _analyse(
     noise: Ensemble,
 ):
     """The Kalman update of z and the step to the next noise level; returns it and what was learned."""
-    (forget, max_innovation), (sigma, sigma_next) = settings, sigmas
+    (forgetting, max_innovation), (sigma, sigma_next) = settings, sigmas
     usable, prediction, gamma, relative, reach = bounded(responses)
     n = jnp.maximum(jnp.sum(usable), 2)
     root = jnp.sqrt(gamma)[None]
@@ -211,7 +213,7 @@ def _analyse(
     farthest = max_innovation * len(gamma) ** 0.5 * jnp.maximum(prior.scale, sigma)
     sound = usable & (jnp.linalg.norm(shifts, axis=1) <= farthest)
     x0 = z + jnp.where(sound[:, None], shifts, 0.0)
-    learned = learn(memory, r, q, usable.astype(x.dtype), forget[0], reach, prior.grid, forget[1])
+    learned = learn(memory, r, q, usable.astype(x.dtype), forgetting[0], reach, prior.grid, forgetting[1])
     return x0 + sigma_next * noise, learned
 
 

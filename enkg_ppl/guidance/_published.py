@@ -13,7 +13,7 @@ from enkg_ppl._checks import check_whole
 from enkg_ppl.evaluation._evaluator import Respond
 from enkg_ppl.guidance._base import Correction, Level
 from enkg_ppl.likelihood import Response
-from enkg_ppl.priors import over_particles
+from enkg_ppl.priors import chunked_vmap
 from enkg_ppl.priors._flow import euler_step, euler_to_zero
 from enkg_ppl.problem import InverseProblem
 from enkg_ppl.schedule import Karras
@@ -104,7 +104,7 @@ class PublishedCorrection(Correction):
 
 @eqx.filter_jit
 def _to_zero(prior, x: Ensemble, sigma, num_steps, sigma_last: float, rho: float) -> Ensemble:
-    return over_particles(prior, lambda x_j: euler_to_zero(prior, x_j, sigma, num_steps, sigma_last, rho), x)
+    return chunked_vmap(prior, lambda x_j: euler_to_zero(prior, x_j, sigma, num_steps, sigma_last, rho), x)
 
 
 @eqx.filter_jit
@@ -131,4 +131,4 @@ def _centred(a: Float[Array, "particles _"], usable, n):
 
 @eqx.filter_jit
 def _to_next_level(prior, x: Ensemble, sigma, sigma_next) -> Ensemble:
-    return over_particles(prior, lambda x_j: euler_step(prior, x_j, sigma, sigma_next), x)
+    return chunked_vmap(prior, lambda x_j: euler_step(prior, x_j, sigma, sigma_next), x)

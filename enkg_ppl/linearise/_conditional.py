@@ -35,7 +35,7 @@ MOST_WORK = 2e7
 class ConditionalGaussian(eqx.Module):
     """``w = L(h)^T (z - m(h))`` for all of z but h, which stays as it is."""
 
-    free_values: Callable[[Vector], Vector] | None
+    unconstrained_values: Callable[[Vector], Vector] | None
     given: Float[AnyArray, " dim"]  # 1 for the coordinates h, 0 for others
     places: Float[AnyArray, "given free"]  # rows of the identity, or of zeros where h is shorter
     centre: Float[AnyArray, " given"]
@@ -46,19 +46,19 @@ class ConditionalGaussian(eqx.Module):
     unexplained: Float[AnyArray, " data"]  # variance of G that the regression leaves
     observation: Float[AnyArray, " data"]
 
-    def whiten(self, z: Vector) -> tuple[Vector, Scalar]:
+    def forward(self, z: Vector) -> tuple[Vector, Scalar]:
         """w of z, and the log of the Jacobian's determinant."""
         mean, chol = self._posterior(z)
         return chol.T @ (z - mean), jnp.sum(jnp.log(jnp.diagonal(chol)))
 
-    def colour(self, w: Vector) -> tuple[Vector, Scalar]:
+    def inverse(self, w: Vector) -> tuple[Vector, Scalar]:
         """z of w, and the log of the determinant of *its* Jacobian."""
         mean, chol = self._posterior(w)
         return mean + solve_triangular(chol, w, lower=True, trans=1), -jnp.sum(jnp.log(jnp.diagonal(chol)))
 
     def _posterior(self, z: Vector) -> tuple[Vector, Float[AnyArray, "dim dim"]]:
         """m(h), and the Cholesky factor of P(h); for h itself they are 0 and 1, so that h is the same in w and z."""
-        base, free = self.given * z, self.free_values or (lambda z: z)
+        base, free = self.given * z, self.unconstrained_values or (lambda z: z)
         identity = jnp.eye(z.shape[0], dtype=z.dtype)
         # By differences, which are exact where u is linear; derivatives would ask the black box for its own.
         c = free(base)
@@ -76,7 +76,7 @@ class ConditionalGaussian(eqx.Module):
 
 
 def fit_conditional(
-    free_values: Callable[[Vector], Vector] | None,
+    unconstrained_values: Callable[[Vector], Vector] | None,
     u: Ensemble,
     response: Response,
     given: tuple[int, ...],
@@ -109,4 +109,4 @@ def fit_conditional(
     found = np.linalg.lstsq(design, np.log(np.maximum(noise, least)), rcond=None)[0]
     log_noise[0], log_noise[1 + used] = found[0], found[1:]
     arrays = (mask, places, centre, width, slope, offset, log_noise, unexplained, np.median(observation, axis=0))
-    return ConditionalGaussian(free_values, *(a.astype(dtype) for a in arrays))
+    return ConditionalGaussian(unconstrained_values, *(a.astype(dtype) for a in arrays))

@@ -71,14 +71,14 @@ def learn(
     r: Ensemble,
     q: Float[Array, "particles m"],
     usable: Float[Array, " particles"],
-    forget,
+    forgetting,
     reach: Float[Array, " m"] | float = jnp.inf,
     grid: Grid | None = None,
-    forget_local=None,
+    forgetting_local=None,
 ) -> Pairs:
-    """Add the centred pairs (r, q) of one level, let the older ones count `forget` times as much, and fit anew.
+    """Add the centred pairs (r, q) of one level, let the older ones count `forgetting` times as much, and fit anew.
 
-    `usable`: 1 for the pairs that are to count. `forget_local`: in place of `forget` for the slopes that know a grid.
+    `usable`: 1 for the pairs that are to count. `forgetting_local`: in its place for slopes that know a grid.
     `reach`: outputs farther from the middle are pulled in to it; outputs of older levels may be wilder than this one's.
     `grid`: where the latent vector is a field.
     """
@@ -89,16 +89,16 @@ def learn(
     most = 2 * jnp.broadcast_to(reach, q.shape[1:])[None, None]  # the middle itself may lie as far out
     outputs = jnp.clip(outputs, -most, most)
 
-    def weighted(forget):
+    def weighted(forgetting):
         """Rows of draws and of outputs, and what they count for."""
-        weights = usable * forget ** jnp.arange(len(usable), dtype=r.dtype)[:, None]
+        weights = usable * forgetting ** jnp.arange(len(usable), dtype=r.dtype)[:, None]
         root = jnp.sqrt(weights).reshape(-1, 1)
         return root * draws.reshape(-1, r.shape[1]), root * outputs.reshape(-1, q.shape[1]), jnp.sum(weights)
 
-    X, Y, _ = weighted(forget)
+    X, Y, _ = weighted(forgetting)
     candidates = ridge(X, Y, LeaveOneOut(1 / len(r)))[None]
     if grid is not None:
-        X, Y, num_rows = weighted(forget if forget_local is None else forget_local)
+        X, Y, num_rows = weighted(forgetting if forgetting_local is None else forgetting_local)
         unit = power_of_two(jnp.max(jnp.abs(Y), axis=0))[None]  # squares neither overflow nor vanish
         variances = expected_variances(grid, pairs.slope)
         local = local_ridge(X, Y / unit, variances, num_rows, pairs.candidates[1:] / unit[None])

@@ -151,7 +151,7 @@ def fit(
     z, shape = np.asarray(z), shape._replace(size=min(shape.size, room))
     weights = np.ones(len(z)) if weights is None else weights
     warp = fit_warp(equal_draws(rng, z, weights), shape.given)
-    v = warp.straighten_all(z)[0]
+    v = warp.forward_all(z)[0]
     fitted = fit_student_mixture(rng, v, weights, shape, _groups(v, weights, labels))
     return Reference(_with_room(fitted, room, z.dtype), warp)
 

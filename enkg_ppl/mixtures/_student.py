@@ -108,7 +108,7 @@ class Reference(eqx.Module):
         return self.mixture.df
 
     def log_prob(self, z: Vector) -> Scalar:
-        v, log_jacobian = self.warp.straighten(z)
+        v, log_jacobian = self.warp.forward(z)
         return self.mixture.log_prob(v) + log_jacobian
 
     def draw_labels(self, uniforms: Float[AnyArray, " components"], chi2: Scalar):
@@ -117,19 +117,19 @@ class Reference(eqx.Module):
 
     def draw_labels_given(self, uniforms: Float[AnyArray, " components"], chi2: Scalar, z: Vector):
         """See `StudentMixture`."""
-        return self.mixture.draw_labels_given(uniforms, chi2, self.warp.straighten(z)[0])
+        return self.mixture.draw_labels_given(uniforms, chi2, self.warp.forward(z)[0])
 
     def to_ellipse(self, z: Vector, c, s) -> Vector:
         """The standard-normal coordinates of z under component c at scale s."""
-        return self.mixture.to_ellipse(self.warp.straighten(z)[0], c, s)
+        return self.mixture.to_ellipse(self.warp.forward(z)[0], c, s)
 
     def from_ellipse(self, u: Vector, c, s) -> Vector:
         """The inverse of `to_ellipse`."""
-        return self.warp.bend(self.mixture.from_ellipse(u, c, s))
+        return self.warp.inverse(self.mixture.from_ellipse(u, c, s))
 
     def log_prob_all(self, z: Ensemble) -> Float[np.ndarray, " particles"]:
         """`log_prob` of an ensemble, by NumPy: compiles nothing."""
-        v, log_jacobian = self.warp.straighten_all(np.asarray(z, float))
+        v, log_jacobian = self.warp.forward_all(np.asarray(z, float))
         return np.logaddexp.reduce(self.mixture.log_joint_all(v), axis=1) + log_jacobian
 
     def places(self, component: Int[np.ndarray, " particles"], chi2, normals: Ensemble) -> Ensemble:
@@ -140,7 +140,7 @@ class Reference(eqx.Module):
             rows = component == k
             scales = np.sqrt(float(self.df) / chi2[rows])
             v[rows] = means[k] + scales[:, None] * (normals[rows] @ chols[k].T)
-        return self.warp.bend_all(v)
+        return self.warp.inverse_all(v)
 
 
 def mixture(log_weights, means, chols, df) -> StudentMixture:
@@ -157,7 +157,7 @@ def mean_log_prob(reference: Reference, z: Ensemble) -> float:
 
 def labels(reference: Reference, z: Ensemble) -> Int[np.ndarray, " particles"]:
     """The likeliest component of every particle."""
-    v = reference.warp.straighten_all(np.asarray(z, float))[0]
+    v = reference.warp.forward_all(np.asarray(z, float))[0]
     return reference.mixture.log_joint_all(v).argmax(axis=1)
 
 

@@ -23,7 +23,7 @@ from enkg_ppl._keywords import explain_keywords
 from enkg_ppl.diagnostics import Diagnostics
 from enkg_ppl.evaluation._black_box import BlackBoxError, raise_host_failure, watch_black_boxes
 from enkg_ppl.evaluation._blocks import block_size
-from enkg_ppl.evaluation._ensembles import METHODS, EnsembleMethod, Meeting, run_ensembles
+from enkg_ppl.evaluation._ensembles import METHODS, Barrier, EnsembleMethod, run_ensembles
 from enkg_ppl.evaluation._evaluator import Evaluator
 from enkg_ppl.evaluation._failure import MOST_CHECKS, Run, continue_run
 from enkg_ppl.evaluation._ledger import Ledger
@@ -191,9 +191,9 @@ class EnKG(MCMC):
             ProgressBar(self.progress_bar, self.num_ensembles, lambda: sum(ledger.count for ledger in ledgers)) as bar,
         ):
 
-            def one(i: int, meeting: Meeting | None) -> Posterior:
+            def one(i: int, barrier: Barrier | None) -> Posterior:
                 progress = RunProgress(functools.partial(bar.guide, i), functools.partial(bar.refine, i))
-                own = evaluator.another(ledgers[i], meeting)
+                own = evaluator.another(ledgers[i], barrier)
                 finished[i] = self._infer(jr.fold_in(rng_key, i), numpyro_model, problem, own, init, progress)
                 bar.done(i)
                 return finished[i]
@@ -310,7 +310,7 @@ class EnKG(MCMC):
         """Print mean, sd, median, the shortest interval with probability `prob`, n_eff and r_hat of every site.
 
         The columns of `numpyro.diagnostics.print_summary`, with three significant digits of the standard deviation.
-        n_eff is no more than the draws are worth by their weights and the number of different points; r_hat compares
+        n_eff is no more than the draws are worth by their weights and the number of unique particles; r_hat compares
         ensembles, and is "-" where there is one. Warnings of the run stand below. Sites of a `DiffusionPrior` with more
         than 64 entries, such as images, get one line of extremes instead of one an entry.
         """

@@ -24,13 +24,13 @@ from jaxtyping import Array
 
 from enkg_ppl.evaluation._programs import weakly
 from enkg_ppl.numpyro._diffusion_prior import DiffusionPrior, diffusion_prior_in
-from enkg_ppl.numpyro._free_values import free_values
 from enkg_ppl.numpyro._observation import Observation, SiteLikelihood, observations
 from enkg_ppl.numpyro._refusals import ModelError, check_arguments, check_latent, check_observed, naming
 from enkg_ppl.numpyro._response import UnusableObservation, gaussian_response
 from enkg_ppl.numpyro._simulator import Constants, OneStep, Replay, Simulator
 from enkg_ppl.numpyro._sites import LatentSite, hashable, is_imputed, is_latent, is_traced, of_step, prior_of, shape_of
 from enkg_ppl.numpyro._support import check_support
+from enkg_ppl.numpyro._unconstrained_values import unconstrained_values
 from enkg_ppl.numpyro.transports import from_standard, standard_shape
 from enkg_ppl.priors import GaussianPrior, Prior
 from enkg_ppl.priors._product import ProductPrior
@@ -122,7 +122,7 @@ class NumPyroModel:
         prior = self._prior()
         constrain = lambda z: self.simulator.replay(z)[0]  # noqa: E731
         likelihood = SiteLikelihood(tuple(self.guided))
-        free = None if self._diffusion else free_values(self.simulator)
+        free = None if self._diffusion else unconstrained_values(self.simulator)
         replay = Replay(self.simulator)
         return InverseProblem(prior, self.simulator, likelihood, constrain, self.unconstrain, free, replay)
 

@@ -42,7 +42,7 @@ def table(samples: Mapping[str, Any], prob: float, diagnostics: Diagnostics) -> 
 def worth(samples: Mapping[str, Any], prob: float, diagnostics: Diagnostics) -> dict[str, dict[str, np.ndarray]]:
     """NumPyro's summary, but for two figures.
 
-        n_eff is never above what the draws are worth by the last weights and by the number of different points
+        n_eff is never above what the draws are worth by the last weights and by the number of unique particles
     (`effective_draws`). r_hat compares ensembles, and of one there is none: its halves are no chains.
     """
     with np.errstate(all="ignore"):

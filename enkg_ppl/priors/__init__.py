@@ -3,7 +3,7 @@
 A new `Prior` implements `denoise`, ``E[x0 | x0 + sigma eps]`` of one vector, with `dim`, `location` and `scale`;
 closed forms that it has besides make it faster. `Flow`, `decode` and `encode` use those that there are, and the
 probability flow where there are none. A prior of fields has a `Grid`. Priors of your own are used like those here, in
-`DiffusionPrior` and `InverseProblem`; `over_particles` and `in_chunks` apply them to ensembles where memory is short.
+`DiffusionPrior` and `InverseProblem`; `chunked_vmap` and `in_chunks` apply them to ensembles where memory is short.
 `NetworkPrior` makes a prior of a network, in JAX or `TorchNetwork`'s; how the network's output becomes a denoiser is in
 `enkg_ppl.priors.preconditioning`, and how it came to be in the prior's `Record`.
 """
@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from enkg_ppl.priors._base import Grid, Prior
-from enkg_ppl.priors._chunks import in_chunks, over_particles
+from enkg_ppl.priors._chunks import chunked_vmap, in_chunks
 from enkg_ppl.priors._file import PriorFileError, load_prior, save_prior
 from enkg_ppl.priors._flow import Flow
 from enkg_ppl.priors._gaussian import GaussianPrior
@@ -39,13 +39,13 @@ __all__ = [
     "ProductPrior",
     "Record",
     "TorchNetwork",
+    "chunked_vmap",
     "import_adm",
     "import_ddpm",
     "import_diffusers",
     "import_edm",
     "in_chunks",
     "load_prior",
-    "over_particles",
     "save_prior",
     "sde_sample",
 ]

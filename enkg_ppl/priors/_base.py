@@ -36,7 +36,7 @@ class Prior(eqx.Module):
     `conditional_sample` by the reverse SDE. A prior with closed forms has those in their place. Only `log_prob` has no
     answer of its own where there is no closed form; `Flow(prior).log_prob` has one.
 
-    Every method takes ONE particle; `over_particles` makes it one for ensembles.
+    Every method takes ONE particle; `chunked_vmap` makes it one for ensembles.
     """
 
     @property
@@ -98,7 +98,7 @@ class Prior(eqx.Module):
 
     @property
     def chunk_size(self) -> int | None:
-        """Particles evaluated at a time, to bound memory (see `over_particles`); None for the whole ensemble."""
+        """Particles evaluated at a time, to bound memory (see `chunked_vmap`); None for the whole ensemble."""
         return None
 
     @property

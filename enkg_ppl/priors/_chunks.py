@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from enkg_ppl.priors._base import Prior
 
 
-def over_particles(prior: Prior, fn: Callable, *arrays):
+def chunked_vmap(prior: Prior, fn: Callable, *arrays):
     """``jax.vmap(fn)(*arrays)``, at most ``prior.chunk_size`` particles at a time.
 
     A network's activations, or an adaptive ODE's slowest particle, then concern one chunk and not the ensemble.

@@ -6,23 +6,23 @@ import equinox as eqx
 
 from enkg_ppl.evaluation._blocks import in_blocks
 from enkg_ppl.priors._base import Prior
-from enkg_ppl.priors._chunks import over_particles
+from enkg_ppl.priors._chunks import chunked_vmap
 from enkg_ppl.types import Ensemble
 
 
 @eqx.filter_jit
 def _decode(prior: Prior, z: Ensemble) -> Ensemble:
-    return over_particles(prior, lambda z: prior.decode(z), z)
+    return chunked_vmap(prior, lambda z: prior.decode(z), z)
 
 
 @eqx.filter_jit
 def _encode(prior: Prior, x: Ensemble) -> Ensemble:
-    return over_particles(prior, lambda x: prior.encode(x), x)
+    return chunked_vmap(prior, lambda x: prior.encode(x), x)
 
 
 @eqx.filter_jit
 def _encode_roughly(prior: Prior, x: Ensemble) -> Ensemble:
-    return over_particles(prior, lambda x: prior.encode(x, 0), x)
+    return chunked_vmap(prior, lambda x: prior.encode(x, 0), x)
 
 
 def decode_all(prior: Prior, z: Ensemble, block: int) -> Ensemble:

@@ -52,7 +52,7 @@ class NetworkPrior(Prior):
     a point to the noise, with ``D(x, sigma) = m + c (D(m + c (x - m), sigma_max) - m)``, m the location and
     ``c = sigma_max / sigma``, whose error is of order (scale / sigma_max)^2 of the correction.
     `chunk_size`: the library evaluates at most this many particles at a time, to bound memory; in code of your own
-    use `over_particles`.
+    use `chunked_vmap`.
     `dtype`: precision of the network's own arithmetic, such as "bfloat16"; None for the caller's. What goes in and
     comes out, and the noise coordinate, keep the caller's precision.
     `record`: JSON values that travel with the prior, such as how it was trained.

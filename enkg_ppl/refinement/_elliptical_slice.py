@@ -101,7 +101,7 @@ class EllipticalSlice(Refinement):
             stats={
                 "num_cycles": done,
                 "jump_acceptance": mixed.jump_acceptance,
-                "fresh_acceptance": mixed.fresh_acceptance,
+                "independence_acceptance": mixed.independence_acceptance,
                 "correlation": mixed.correlation,
                 "correlation_limit": mixed.limit,
                 "drift_p": drift_p,

@@ -89,7 +89,7 @@ class AdaptiveImportanceSampling(Refinement):
     dimensions or on thin curved ridges, the weights say so, and `refine="auto"` goes on with `TemperedSMC`.
 
     `effective_share`: effective size at which it ends, as a share of the particles. `num_components`: of the mixture,
-    at most. `prior_share`: of each proposal, which bounds the weights. `max_evaluations`: for each particle, after
+    at most. `defensive_weight`: of each proposal, which bounds the weights. `max_evaluations`: for each particle, after
     which it gives up.
 
     Sources: Cornuet, Marin, Mira & Robert (2012), Scand. J. Stat. 39, 798; k-hat of the weights: Vehtari, Simpson,
@@ -99,12 +99,12 @@ class AdaptiveImportanceSampling(Refinement):
 
     effective_share: float = eqx.field(static=True, default=0.9)
     num_components: int = eqx.field(static=True, default=32)
-    prior_share: float = eqx.field(static=True, default=0.05)
+    defensive_weight: float = eqx.field(static=True, default=0.05)
     max_evaluations: float = eqx.field(static=True, default=24.0)
 
     def __check_init__(self):
         name = type(self).__name__
-        check_share(name, effective_share=self.effective_share, prior_share=self.prior_share)
+        check_share(name, effective_share=self.effective_share, defensive_weight=self.defensive_weight)
         check_whole(name, num_components=self.num_components)
         if not self.max_evaluations > 0:
             raise ValueError(f"AdaptiveImportanceSampling needs max_evaluations > 0; got {self.max_evaluations}")
@@ -200,7 +200,7 @@ class _Sampling:
     def proposal(self, reference: Reference, peaks: Reference | None) -> Proposal:
         """The fitted mixture with its wide twin, the peaks where there are several, and the prior."""
         tails = inflated(reference, TAILS, DFS[0])
-        others = [(TAIL_SHARE, tails), (self.settings.prior_share, None)]
+        others = [(TAIL_SHARE, tails), (self.settings.defensive_weight, None)]
         if peaks is not None:
             others.append((PEAK_SHARE, peaks))
         return Proposal(((1 - sum(share for share, _ in others), reference), *others))

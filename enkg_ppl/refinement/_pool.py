@@ -146,7 +146,7 @@ def _zero_means(reference: Reference, z: Ensemble, log_density) -> Float[np.ndar
     """Functions of the points that average to zero under their density: the mass of every component of the mixture, and
     mean and variance of every straightened coordinate."""
     m = reference.mixture
-    v, log_jacobian = reference.warp.straighten_all(z)
+    v, log_jacobian = reference.warp.forward_all(z)
     shares = np.exp(np.asarray(m.log_weights, float))
     ratios = np.exp(m.log_joint_all(v) + (log_jacobian - log_density)[:, None])
     mean = shares @ m.means

@@ -27,7 +27,7 @@ PILOTS, PILOT_ESS = 128, 0.5  # particles that a start is tried with, and their 
 
 @dataclasses.dataclass
 class Starts:
-    """`prior_share`, `inflation`: see `TemperedSMC`; `linearised`: the posterior of the linearised simulator, in z."""
+    """`defensive_weight`, `inflation`: see `TemperedSMC`; `linearised`: posterior of the linearised simulator, in z."""
 
     rng: np.random.Generator
     evaluate: Evaluator
@@ -35,7 +35,7 @@ class Starts:
     linearised: Reference | None
     num_components: int
     room: int
-    prior_share: tuple[float, float]
+    defensive_weight: tuple[float, float]
     inflation: tuple[float, float]
     scales: tuple[int, ...] = ()  # coordinates of z that others are to be given
     found: Found | None = None  # peaks of the posterior, by `search`
@@ -69,21 +69,21 @@ class Starts:
         plain = Space(self.evaluate, peaks=self._peaks)
         start = self._covering(plain, z, 0)
         pairs = self._pairs()
-        self.scales = () if pairs is None else scales(self.evaluate, self.problem.free_values, pairs)
+        self.scales = () if pairs is None else scales(self.evaluate, self.problem.unconstrained_values, pairs)
         if pairs is None or not self.scales or not self.evaluate.affords(2 * PILOTS):
             return plain, start
-        free, d = self.problem.free_values, z.shape[1]
+        free, d = self.problem.unconstrained_values, z.shape[1]
         space = Space(self.evaluate, fit_conditional(free, pairs.free, pairs.response, self.scales, d), self._peaks)
         position = self.rng.standard_normal(z.shape).astype(z.dtype)
         position[:, self.scales] = z[:, self.scales]
         other = self._covering(space, position, 0)
         return max(((plain, start), (space, other)), key=lambda pair: self._first_step(*pair))
 
-    def from_scouts(self, z: Ensemble) -> tuple[Space, Start]:
+    def from_pilot(self, z: Ensemble) -> tuple[Space, Start]:
         """From draws of the posterior, which are simulated once more where the problem has scales."""
         space = Space(self.evaluate, peaks=self._peaks)
         if self.scales and self.evaluate.affords(len(z)):
-            free, response = self.problem.free_values, self.evaluate.log_likelihood_and_response(z)[1]
+            free, response = self.problem.unconstrained_values, self.evaluate.log_likelihood_and_response(z)[1]
             pairs = simulated(self.evaluate, free, z, response)
             if pairs is not None:
                 space = best_space(self.rng, self.evaluate, free, z, pairs, self.scales)
@@ -96,12 +96,12 @@ class Starts:
             return None
         x, response = self.evaluate.simulated
         z = encode_all(self.problem.prior, x, self.evaluate.batch_size)
-        return simulated(self.evaluate, self.problem.free_values, z, response)
+        return simulated(self.evaluate, self.problem.unconstrained_values, z, response)
 
     def _covering(self, space: Space, position: Ensemble, stage: int) -> Start:
         """A mixture, or the linearised posterior if that is better."""
         # As an array: a Python number would be part of the program, and every kernel be compiled for each share.
-        share = np.asarray(self.prior_share[stage], position.dtype)
+        share = np.asarray(self.defensive_weight[stage], position.dtype)
         labels = space.labels(position)
         shape, score = best_fit(self.rng, position, self.num_components, self.room, labels)
         linearised = self.linearised if space.conditional is None else None
@@ -130,7 +130,7 @@ class Starts:
         if np.all((density > due - thin) | (evidence < evidence.max() - NEGLIGIBLE)):
             # The same program as with peaks, since other data may need them.
             nothing = around(np.asarray(position[:1], float), np.eye(z.shape[1])[None], np.ones(1), DFS[0], dtype)
-            return Start(start.reference, start.prior_share, nothing, np.zeros((), dtype))
+            return Start(start.reference, start.defensive_weight, nothing, np.zeros((), dtype))
         covariances = []
         for peak in peaks:
             around_it = peak.z + rng.standard_normal((MAPPED * (z.shape[1] + 1), z.shape[1])) @ peak.chol.T
@@ -138,7 +138,7 @@ class Starts:
         # Between what Laplace says of their masses and equal ones: the approximation may be far off.
         weights = np.exp(np.maximum(evidence - evidence.max(), np.log(LEAST_WEIGHT)))
         mixture = around(np.asarray(position, float), INFLATED * np.stack(covariances), weights, DFS[0], dtype)
-        return Start(start.reference, start.prior_share, mixture, np.asarray(PEAK_SHARE, dtype))
+        return Start(start.reference, start.defensive_weight, mixture, np.asarray(PEAK_SHARE, dtype))
 
     def _first_step(self, space: Space, start: Start) -> float:
         group = space.group(start.sample(self.rng, PILOTS, space))

@@ -23,7 +23,7 @@ class Start(eqx.Module):
     """
 
     reference: Reference
-    prior_share: Scalar
+    defensive_weight: Scalar
     peaks: Reference | None = None
     peak_share: Scalar | None = None
 
@@ -34,7 +34,7 @@ class Start(eqx.Module):
         if self.peaks is not None and self.peak_share is not None:
             others = jnp.log(self.peak_share) + self.peaks.log_prob(position)
             fitted = jnp.logaddexp(jnp.log1p(-self.peak_share) + fitted, others)
-        return jnp.logaddexp(jnp.log1p(-self.prior_share) + fitted, jnp.log(self.prior_share) + broad)
+        return jnp.logaddexp(jnp.log1p(-self.defensive_weight) + fitted, jnp.log(self.defensive_weight) + broad)
 
     def sample(self, rng: np.random.Generator, num_particles: int, space: Space) -> Ensemble:
         """Positions, with a stratified choice of components: each gets its share of the particles to the nearest one.
@@ -44,7 +44,7 @@ class Start(eqx.Module):
         mixture = self.reference.mixture
         k, d = mixture.means.shape
         dtype = mixture.means.dtype
-        share = float(self.prior_share)
+        share = float(self.defensive_weight)
         mixed = (1 - share) * np.exp(np.asarray(mixture.log_weights, float))
         peak_share = 0.0 if self.peaks is None or self.peak_share is None else float(self.peak_share)
         if self.peaks is not None and peak_share > 0:

@@ -25,10 +25,10 @@ from enkg_ppl.refinement.moves._space import Group, Space
 from enkg_ppl.refinement.moves._steps import largest_step, log_mean_exp, systematic
 from enkg_ppl.types import Ensemble, Key
 
-PAIRS = ("target_ess", "max_correlation", "min_cycles", "max_cycles", "prior_share", "inflation")
-LEAST_SCOUTS, SCOUTS_PER_DIM = 512, 8
-# Evaluations a particle that are kept for the whole ensemble, and that scouts must at least have, to be sent.
-RESERVE, RESERVE_SCOUTS = 5, 8
+PAIRS = ("target_ess", "max_correlation", "min_cycles", "max_cycles", "defensive_weight", "inflation")
+LEAST_PILOT, PILOT_PER_DIM = 512, 8
+# Evaluations a particle that are kept for the whole ensemble, and that the pilot ensemble must at least have.
+RESERVE, RESERVE_PILOT = 5, 8
 
 
 @dataclasses.dataclass
@@ -50,29 +50,30 @@ class TemperedSMC(Refinement):
     resampled and moved until they have forgotten where they were resampled. The two halves of the ensemble move
     in turn, by jumps and elliptical slices of a Student-t mixture fitted to the other half.
 
-    A small ensemble of scouts goes first, from the guided ensemble or the prior; what it finds is the start of the
+    A small pilot ensemble goes first, from the guided ensemble or the prior; what it finds is the start of the
     whole one, which is then a step or two from the posterior.
 
-    `num_scouts`: particles of the small ensemble (default: 512, or 8 for each dimension where that is more); none
+    `pilot_size`: particles of the small ensemble (default: 512, or 8 for each dimension where that is more); none
     are sent where the whole ensemble is no larger, or where the budget does not reach.
-    `target_ess`: as a share of the particles; (from the guided ensemble or the prior, from scouts).
+    `target_ess`: as a share of the particles; (from the guided ensemble or the prior, from the pilot ensemble).
     `num_components`: of the mixture, at most.
     `max_correlation`, `min_cycles`, `max_cycles`: moves repeat until the largest correlation, over z, z^2 and the rank
     of the log likelihood, between the ensemble now and just after resampling is below this; (between, at the end).
-    `prior_share`, `inflation`: q is a mixture fitted to the ensemble before, its covariances inflated, with this
-    share of the prior mixed in, so that no mode of the posterior is lost; (from a guided ensemble, from scouts).
+    `defensive_weight`, `inflation`: q is a mixture fitted to the ensemble before, its covariances inflated, with this
+    share of the prior mixed in, so that no mode of the posterior is lost; (from a guided ensemble, from the
+    pilot). Source of the share: a defensive mixture, Hesterberg (1995), Technometrics 37, 185.
 
     Sources: Del Moral, Doucet & Jasra (2006), J. R. Stat. Soc. B 68; the adaptive choice of beta: Jasra, Stephens,
     Doucet & Tsagaris (2011), section 3.3; the moves: see `enkg_ppl.refinement.moves._jump_and_slice`.
     """
 
-    num_scouts: int | None = eqx.field(static=True, default=None)
+    pilot_size: int | None = eqx.field(static=True, default=None)
     target_ess: tuple[float, float] = (0.5, 0.2)
     num_components: int = eqx.field(static=True, default=16)
     max_correlation: tuple[float, float] = eqx.field(static=True, default=(0.3, 0.1))
     min_cycles: tuple[int, int] = eqx.field(static=True, default=(1, 1))
     max_cycles: tuple[int, int] = eqx.field(static=True, default=(4, 12))
-    prior_share: tuple[float, float] = eqx.field(static=True, default=(0.2, 0.05))
+    defensive_weight: tuple[float, float] = eqx.field(static=True, default=(0.2, 0.05))
     inflation: tuple[float, float] = eqx.field(static=True, default=(2.0, 1.2))
 
     def __check_init__(self):
@@ -83,16 +84,18 @@ class TemperedSMC(Refinement):
         if not all(0 < share < 1 for share in self.target_ess):
             raise ValueError(f"TemperedSMC needs 0 < target_ess < 1, two of them; got target_ess={self.target_ess}")
         check_whole("TemperedSMC", num_components=self.num_components)
-        if self.num_scouts is not None:
-            check_whole("TemperedSMC", 4, ", or None", num_scouts=self.num_scouts)
-        if not all(0 < share < 1 for share in self.prior_share):
-            raise ValueError(f"TemperedSMC needs 0 < prior_share < 1, two of them; got prior_share={self.prior_share}")
+        if self.pilot_size is not None:
+            check_whole("TemperedSMC", 4, ", or None", pilot_size=self.pilot_size)
+        if not all(0 < share < 1 for share in self.defensive_weight):
+            raise ValueError(
+                f"TemperedSMC needs 0 < defensive_weight < 1, two of them; got defensive_weight={self.defensive_weight}"
+            )
 
     def num_guided(self, num_particles: int, dim: int) -> int:
-        return min(num_particles, self._scouts(dim))
+        return min(num_particles, self._pilot_size(dim))
 
-    def _scouts(self, dim: int) -> int:
-        return max(LEAST_SCOUTS, SCOUTS_PER_DIM * dim) if self.num_scouts is None else self.num_scouts
+    def _pilot_size(self, dim: int) -> int:
+        return max(LEAST_PILOT, PILOT_PER_DIM * dim) if self.pilot_size is None else self.pilot_size
 
     def run(
         self,
@@ -116,13 +119,15 @@ class TemperedSMC(Refinement):
         dtype = problem.prior.location.dtype
         rng = host_rng(key)
         tempering = _Tempering(self, rng, evaluate, room, linearised, problem.dim, dtype, progress)
-        starts = Starts(rng, evaluate, problem, linearised, self.num_components, room, self.prior_share, self.inflation)
+        starts = Starts(
+            rng, evaluate, problem, linearised, self.num_components, room, self.defensive_weight, self.inflation
+        )
         space, start, stage, runs, pilot = Space(evaluate), None, 0, [], None
-        reserve, scouts = RESERVE * num_particles, self._scouts(problem.dim)
+        reserve, pilot_size = RESERVE * num_particles, self._pilot_size(problem.dim)
         if guided is not None:
             tempering.say(0.0, "searching for modes")
             # Half of what the ensembles leave: what is found makes them cheaper, what is not may not take their place.
-            spare = 0.5 * (evaluate.remaining - reserve - RESERVE_SCOUTS * scouts)
+            spare = 0.5 * (evaluate.remaining - reserve - RESERVE_PILOT * pilot_size)
             known = None if init is None else encode_all(problem.prior, init, evaluate.batch_size)
             if found is None:
                 starts.search(num_particles, spare, known)
@@ -130,13 +135,13 @@ class TemperedSMC(Refinement):
                 starts.found, starts.is_told = found, init is not None
             with evaluate.ledger.reserving(num_particles):  # for the first look at the whole ensemble
                 space, start = starts.from_guided(encode_all(problem.prior, guided, evaluate.batch_size))
-        if scouts < num_particles and evaluate.affords(reserve + RESERVE_SCOUTS * scouts):
-            tempering.say(0.0, f"{scouts} scouts")
+        if pilot_size < num_particles and evaluate.affords(reserve + RESERVE_PILOT * pilot_size):
+            tempering.say(0.0, f"pilot ensemble of {pilot_size}")
             with evaluate.ledger.reserving(reserve):
-                runs.append(tempering.run(scouts, space, start, stage, 0))
+                runs.append(tempering.run(pilot_size, space, start, stage, 0))
             pilot, _ = space.latents(runs[0].ensemble.position)  # the whole ensemble may move in another space
             with evaluate.ledger.reserving(num_particles):
-                space, start = starts.from_scouts(pilot)
+                space, start = starts.from_pilot(pilot)
             stage = 1
         runs.append(tempering.run(num_particles, space, start, stage, None))
         last = runs[-1]
@@ -168,7 +173,7 @@ class TemperedSMC(Refinement):
                 "num_levels": len(levels),
                 "num_cycles": sum(int(level["num_cycles"]) for level in levels),
                 "jump_acceptance": levels[-1]["jump_acceptance"],
-                "fresh_acceptance": levels[-1]["fresh_acceptance"],
+                "independence_acceptance": levels[-1]["independence_acceptance"],
                 "correlation": levels[-1]["correlation"],
                 "correlation_limit": levels[-1]["limit"],
                 "weight_ess": levels[-1]["ess"] * num_particles,
@@ -197,7 +202,7 @@ def _of_search(found: Found | None) -> Statistics:
 
 @dataclasses.dataclass
 class _Tempering:
-    """What the scouts' run and the whole ensemble's share: settings, random numbers, simulator, references."""
+    """What the runs of the pilot and of the whole ensemble share: settings, random numbers, simulator, references."""
 
     settings: TemperedSMC
     rng: np.random.Generator

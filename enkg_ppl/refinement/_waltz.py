@@ -18,7 +18,7 @@ from enkg_ppl.evaluation._evaluator import Evaluator
 from enkg_ppl.likelihood import Response
 from enkg_ppl.linearise import typical_noise
 from enkg_ppl.posterior import Posterior
-from enkg_ppl.priors import Prior, over_particles
+from enkg_ppl.priors import Prior, chunked_vmap
 from enkg_ppl.problem import InverseProblem
 from enkg_ppl.refinement._base import Progress, Refinement, check_halves, host_rng
 from enkg_ppl.refinement._noising import Noising, Points, SlopePool
@@ -265,14 +265,14 @@ class _Waltz:
 
 @eqx.filter_jit
 def _denoise(prior: Prior, num_steps: int, x_t: Ensemble, sigma, seeds) -> Ensemble:
-    return over_particles(
+    return chunked_vmap(
         prior, lambda x, s, seed: prior.conditional_sample(jr.key(seed), x, s, num_steps), x_t, sigma, seeds
     )
 
 
 @eqx.filter_jit
 def _prior_draws(prior: Prior, seeds) -> Ensemble:
-    return over_particles(prior, lambda seed: prior.sample(jr.key(seed)), seeds)
+    return chunked_vmap(prior, lambda seed: prior.sample(jr.key(seed)), seeds)
 
 
 def _evaluator(problem: InverseProblem, num_particles: int, evaluator: Evaluator | None) -> Evaluator:

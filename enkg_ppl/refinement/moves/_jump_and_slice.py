@@ -3,7 +3,8 @@
 Both use a reference R fitted to the *other* half, so that R is a constant while this half moves. Attach to every
 particle a label ``(c, s) ~ R(c, s | z)``, component and scale; then the target is ``(pi / R)(z) R(c, s, z)``.
 
-- Jump: draw new labels from R and keep the particle's place relative to its ellipse, or draw a fresh place too; accept
+- Jump: draw new labels from R and keep the particle's place relative to its ellipse, or draw that too, which is
+  an independence proposal; accept
   with ``(pi / R)(z') / (pi / R)(z)``. This is how particles pass between modes; where R is close to the target, fresh
   places forget the old ones at once.
 - Slice: given the labels, R is a Gaussian: elliptical slice sampling (Murray, Adams & MacKay 2010, figure 2) with
@@ -107,7 +108,7 @@ def jump(
     group: Group,
     fresh: Bool[np.ndarray, " particles"],
 ) -> tuple[Group, Bool[np.ndarray, " particles"]]:
-    """Jump of every particle, one forward evaluation each; `fresh`: which draw a fresh place as well as labels.
+    """Jump of every particle, one forward evaluation each; `fresh`: which are independence proposals.
 
     Returns the group and which particles moved: none where the evaluations do not suffice.
     """

@@ -20,8 +20,8 @@ NUM_JUMPS = 2  # of each particle in a cycle, before its slice move
 USELESS = 0.02  # acceptance of jumps below which there are no more of them
 # Components of the reference that hold a smaller share of the particles do not count as places of their own.
 LEAST_SHARE = 0.02
-# A jump draws a fresh place as often as such jumps were accepted lately, within these bounds.
-FRESH_BOUNDS = (0.1, 0.9)
+# A jump is an independence proposal as often as such jumps were accepted lately, within these bounds.
+INDEPENDENCE_BOUNDS = (0.1, 0.9)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Mixed:
     correlation: float
     limit: float
     jump_acceptance: float
-    fresh_acceptance: float
+    independence_acceptance: float
     out_of_budget: bool
 
     def record(self) -> MovesRecord:
@@ -80,7 +80,7 @@ def mix(
     half = num_particles // 2
     halves = [Group(*(a[:half] for a in ensemble)), Group(*(a[half:] for a in ensemble))]
     references = [_References(cycles, reference) for _ in halves]
-    cycle, correlation, fresh_share, num_jumps, out_of_budget = 0, 1.0, 0.5, NUM_JUMPS, False
+    cycle, correlation, independence_share, num_jumps, out_of_budget = 0, 1.0, 0.5, NUM_JUMPS, False
     accepted, tried = np.zeros(2), np.zeros(2)  # of jumps that keep the place, and of fresh ones
     while cycle < cycles.least or (cycle < cycles.most and correlation > limit):
         before = space.evaluate.count
@@ -90,13 +90,13 @@ def mix(
             if places is None:
                 places = close
             for reference in (close, heavy)[:num_jumps]:
-                fresh = rng.random(len(halves[k].position)) < fresh_share
+                fresh = rng.random(len(halves[k].position)) < independence_share
                 halves[k], moved = jump(rng, space, target, reference, halves[k], fresh)
                 accepted += [moved[~fresh].sum(), moved[fresh].sum()]
                 tried += [(~fresh).sum(), fresh.sum()]
             halves[k] = slice_move(rng, space, target, heavy, halves[k])
         cycle += 1
-        fresh_share = float(np.clip(2 * accepted[1] / max(tried[1], 1), *FRESH_BOUNDS))
+        independence_share = float(np.clip(2 * accepted[1] / max(tried[1], 1), *INDEPENDENCE_BOUNDS))
         if np.all(accepted < USELESS * tried):
             num_jumps = 0  # in many dimensions only slices get anywhere
         assert places is not None

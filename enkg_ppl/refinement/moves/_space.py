@@ -69,7 +69,7 @@ class Space:
         """z of every position, and the prior's log density there."""
         if self.conditional is None:
             return position, log_standard_normal(position)
-        z, log_jacobian = in_blocks(_colour, self.block, (self.conditional,), position)
+        z, log_jacobian = in_blocks(_inverse, self.block, (self.conditional,), position)
         return z, log_standard_normal(z) + log_jacobian
 
     def labels(self, position: Ensemble) -> Int[np.ndarray, " particles"] | None:
@@ -78,32 +78,32 @@ class Space:
 
     def positions(self, z: Ensemble) -> Ensemble:
         """The inverse of `latents`."""
-        return z if self.conditional is None else self._whiten(z)[0]
+        return z if self.conditional is None else self._forward(z)[0]
 
-    def _whiten(self, z: Ensemble) -> tuple[np.ndarray, np.ndarray]:
-        return in_blocks(_whiten, self.block, (self.conditional,), z)
-
-
-@compiled
-def _colour(conditional: ConditionalGaussian, position: Ensemble):
-    return jax.vmap(conditional.colour)(position)
+    def _forward(self, z: Ensemble) -> tuple[np.ndarray, np.ndarray]:
+        return in_blocks(_forward, self.block, (self.conditional,), z)
 
 
 @compiled
-def _whiten(conditional: ConditionalGaussian, z: Ensemble):
-    return jax.vmap(conditional.whiten)(z)
+def _inverse(conditional: ConditionalGaussian, position: Ensemble):
+    return jax.vmap(conditional.inverse)(position)
 
 
 @compiled
-def _free(free_values: Callable[[Vector], Vector], z: Ensemble):
-    return jax.vmap(free_values)(z)
+def _forward(conditional: ConditionalGaussian, z: Ensemble):
+    return jax.vmap(conditional.forward)(z)
 
 
 @compiled
-def _slopes(free_values: Callable[[Vector], Vector], z: Ensemble) -> Float[AnyArray, "particles free dim"]:
+def _free(unconstrained_values: Callable[[Vector], Vector], z: Ensemble):
+    return jax.vmap(unconstrained_values)(z)
+
+
+@compiled
+def _slopes(unconstrained_values: Callable[[Vector], Vector], z: Ensemble) -> Float[AnyArray, "particles free dim"]:
     """How the free values answer to unit steps of z."""
     identity = jnp.eye(z.shape[1], dtype=z.dtype)
-    return jax.vmap(lambda z: jax.vmap(lambda e: free_values(z + e) - free_values(z))(identity).T)(z)
+    return jax.vmap(lambda z: jax.vmap(lambda e: unconstrained_values(z + e) - unconstrained_values(z))(identity).T)(z)
 
 
 def log_standard_normal(z: Ensemble) -> Float[np.ndarray, " particles"]:
@@ -121,7 +121,7 @@ class Simulated(NamedTuple):
 
 
 def simulated(
-    evaluate: Evaluator, free_values: Callable[[Vector], Vector] | None, z: Ensemble, response: Response
+    evaluate: Evaluator, unconstrained_values: Callable[[Vector], Vector] | None, z: Ensemble, response: Response
 ) -> Simulated | None:
     """Those of finite numbers; None where there are too few, or too many data, to fit a conditional Gaussian to."""
     arrays = [np.asarray(a) for a in (z, *response)]
@@ -131,21 +131,25 @@ def simulated(
     (n, d), m = z.shape, parts[0].shape[1]
     if d < 2 or n < LEAST_PAIRS * d or m * d**2 > MOST_WORK:
         return None
-    free = z if free_values is None else in_blocks(_free, evaluate.batch_size, (free_values,), z)
+    free = z if unconstrained_values is None else in_blocks(_free, evaluate.batch_size, (unconstrained_values,), z)
     return Simulated(z, free, Response(*(jnp.asarray(a) for a in parts)))
 
 
-def scales(evaluate: Evaluator, free_values: Callable[[Vector], Vector] | None, pairs: Simulated) -> tuple[int, ...]:
+def scales(
+    evaluate: Evaluator, unconstrained_values: Callable[[Vector], Vector] | None, pairs: Simulated
+) -> tuple[int, ...]:
     """The coordinates of z that the slopes of others' free values depend on, or the size of the noise.
 
     None where there are too many.
     """
-    found = set() if free_values is None else _scales_of_slopes(free_values, pairs.z, evaluate.batch_size)
+    found = (
+        set() if unconstrained_values is None else _scales_of_slopes(unconstrained_values, pairs.z, evaluate.batch_size)
+    )
     found |= _scales_of_noise(pairs)
     return tuple(sorted(found)) if len(found) <= min(MOST_GIVEN, pairs.z.shape[1] - 1) else ()
 
 
-def _scales_of_slopes(free_values: Callable[[Vector], Vector], z: Ensemble, block: int) -> set[int]:
+def _scales_of_slopes(unconstrained_values: Callable[[Vector], Vector], z: Ensemble, block: int) -> set[int]:
     """The fewest coordinates, nearly, given which the free values are linear in all others.
 
     Two coordinates are joined where the slope with respect to one depends on the other; of each pair one must be given.
@@ -155,7 +159,7 @@ def _scales_of_slopes(free_values: Callable[[Vector], Vector], z: Ensemble, bloc
     here, there = np.random.default_rng(0).standard_normal((2, d)).astype(dtype)
     rows = np.repeat(here[None], d + 1, axis=0)
     rows[range(d), range(d)] = there
-    slopes = in_blocks(_slopes, block, (free_values,), rows)
+    slopes = in_blocks(_slopes, block, (unconstrained_values,), rows)
     changes = np.abs(slopes[:d] - slopes[d])  # of every coordinate (first), slopes (value, coordinate)
     # A site's value may be any function of its own coordinate; what is computed of sites, of any coordinate alone.
     changes[range(d), range(d), range(d)] = 0
@@ -199,7 +203,7 @@ def _ranks(a: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
 def best_space(
     rng: np.random.Generator,
     evaluate: Evaluator,
-    free_values: Callable[[Vector], Vector] | None,
+    unconstrained_values: Callable[[Vector], Vector] | None,
     z: Ensemble,
     pairs: Simulated,
     given: tuple[int, ...],
@@ -216,8 +220,10 @@ def best_space(
         if given is None:
             space, position, log_jacobian = Space(evaluate), z, np.zeros(len(z))
         else:
-            space = Space(evaluate, fit_conditional(free_values, pairs.free, pairs.response, given, z.shape[1]))
-            position, log_jacobian = space._whiten(z)
+            space = Space(
+                evaluate, fit_conditional(unconstrained_values, pairs.free, pairs.response, given, z.shape[1])
+            )
+            position, log_jacobian = space._forward(z)
         position = np.asarray(position, float)
         followed = choose_given(position[train], position[~train], most=1)
         return space, held_out(position[train], position[~train], followed) + log_jacobian[~train]

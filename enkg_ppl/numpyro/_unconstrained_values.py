@@ -19,7 +19,7 @@ from enkg_ppl.types import Vector
 MOST_COMPUTED = 4
 
 
-class FreeValues(eqx.Module):
+class UnconstrainedValues(eqx.Module):
     """Every site in its own part: unconstrained, or its score where NumPyro knows no such coordinates.
 
     After the dim latent ones, `computed`: deterministic sites, for what a hierarchy is written in by hand.
@@ -52,11 +52,11 @@ def _free_value(fn: dist.Distribution, value):
         return None
 
 
-def free_values(simulator: Simulator) -> FreeValues | None:
+def unconstrained_values(simulator: Simulator) -> UnconstrainedValues | None:
     """None where it takes a black box to know the latent sites; without deterministic sites that take one."""
     z = jax.ShapeDtypeStruct((simulator.dim,), jnp.zeros(()).dtype)
 
-    def needs_simulation(values: FreeValues) -> bool:
+    def needs_simulation(values: UnconstrainedValues) -> bool:
         program = jax.make_jaxpr(values)(z).jaxpr
         needed, _ = dce_jaxpr(program, [True] * len(program.outvars))
         return calls_host(needed)
@@ -68,10 +68,12 @@ def free_values(simulator: Simulator) -> FreeValues | None:
         value = jax.eval_shape(values_of, z)[name]
         small = value.size <= MOST_COMPUTED * simulator.dim
         return (
-            small and jnp.issubdtype(value.dtype, jnp.floating) and not needs_simulation(FreeValues(simulator, (name,)))
+            small
+            and jnp.issubdtype(value.dtype, jnp.floating)
+            and not needs_simulation(UnconstrainedValues(simulator, (name,)))
         )
 
-    latent = FreeValues(simulator, ())
+    latent = UnconstrainedValues(simulator, ())
     if needs_simulation(latent):
         return None
-    return FreeValues(simulator, tuple(name for name in simulator.deterministic if usable(name)))
+    return UnconstrainedValues(simulator, tuple(name for name in simulator.deterministic if usable(name)))
