@@ -12,8 +12,8 @@ import pytest
 
 PROGRAM = Path(__file__).with_name("store_run.py")
 # Simulations, or calls, that can be under way at once. The two processes of a pool have three more in their queue, and
-# outlive the one that is killed until that is empty.
-WIDTH = {"threads": 4, "processes": 5}
+# outlive the one that is killed until that is empty. A vectorised call that fails is halved, and under way as a whole.
+WIDTH = {"threads": 4, "processes": 5, "vectorized, tolerating": 13}
 KILL = "killed"
 
 
