@@ -20,6 +20,7 @@ import pytest
 
 from enkg_ppl import BlackBoxError, EnKG, ModelError, blackbox
 from enkg_ppl.evaluation import Store
+from enkg_ppl.evaluation._entry import Entry
 from enkg_ppl.evaluation._failure import raise_host_failure, watch_black_boxes
 
 
@@ -205,6 +206,18 @@ def test_tolerated_failures_are_told_as_before(vectorized, tmp_path):
 
 
 @pytest.mark.parametrize("vectorized", [False, True])
+def test_failures_count_in_the_order_that_they_had(vectorized, tmp_path):
+    """Whatever is known already: where the first three fail, and nothing else was simulated, the run ends."""
+    x = np.array([3.0, 3.1, 3.2, *np.linspace(0.0, 1.0, 397)])
+    for known in (x[3:3], x[3:]):
+        box = blackbox(halve_below_two, (), vectorized=vectorized, store=tmp_path)
+        if len(known):
+            in_a_run(box, known)
+        with pytest.raises(BlackBoxError, match="all 3 simulations so far failed"):
+            in_a_run(box, x)
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
 @pytest.mark.parametrize("on_failure", ["tolerate", "raise", "reject"])
 def test_failures_that_end_a_run_are_not_kept(on_failure, vectorized, tmp_path):
     """So that mended code runs."""
@@ -286,6 +299,14 @@ def test_a_file_in_the_place_of_another_is_redone(tmp_path):
     with pytest.warns(UserWarning, match="it is of another simulator, or of other shapes"):
         np.testing.assert_array_equal(in_a_run(again, X), 2 * X)
     assert again.num_calls == 1
+
+
+def test_arguments_are_compared_and_not_their_key_alone(tmp_path):
+    box = blackbox(double, (), store=tmp_path)
+    shelf = box.store.shelf("double", "", [X], np.zeros(()), ["x"])
+    forged = np.frombuffer(shelf.keys([X], np.array([0]))[0], np.uint8)[None]
+    shelf.put(Entry(forged, [np.array([7.0])], np.array([14.0]), {}))
+    np.testing.assert_array_equal(in_a_run(box, X), 2 * X)
 
 
 def test_a_path_of_something_else_is_refused(tmp_path):
@@ -383,6 +404,7 @@ def test_two_processes_at_once(vectorized, tmp_path):
 def test_files_of_another_process_are_found_while_both_run(tmp_path):
     (one, counted), (other, theirs) = boxes(double, False, tmp_path)
     in_a_run(one, X[:1])
+    in_a_run(one, X[:1])  # by now it knows its own files
     in_a_run(other, X)
     in_a_run(one, X)
     assert (len(counted.calls), len(theirs.calls)) == (1, 3)
