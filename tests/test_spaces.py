@@ -181,7 +181,7 @@ def test_moves_in_whitened_coordinates_leave_the_posterior_invariant(problem, pa
         response = response._replace(prediction=-2 * response.prediction + 1, observation=response.observation + 3)
     conditional = fit_conditional(problem.unconstrained_values, pairs.free, response, (TAU, NOISE), problem.dim)
     flat = InverseProblem(problem.prior, lambda z: z[:1] * 0, GaussianLikelihood(jnp.zeros(1), 1.0))
-    space, n = Space(Evaluator(flat, BLOCK), conditional), 32_768
+    space, n = Space(Evaluator(flat, BLOCK), conditional), 8192
     rng = np.random.default_rng(7)
     z = rng.standard_normal((n, problem.dim))
     group = space.group(space.positions(z))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -472,7 +473,8 @@ print("shards", len(four.record["held_out"]))
 
 
 def test_several_devices_give_what_one_gives(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    flags = os.environ.get("XLA_FLAGS", "")  # those of this run, which may compile in haste
+    monkeypatch.setenv("XLA_FLAGS", f"{flags} --xla_force_host_platform_device_count=4")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     command = [sys.executable, "-W", "ignore", "-c", DEVICES]
     result = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
