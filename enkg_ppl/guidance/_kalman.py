@@ -86,7 +86,7 @@ class KalmanCorrection(Correction):
 
     @classmethod
     def for_problem(cls, problem: InverseProblem, **options) -> KalmanCorrection:
-        """A correction whose noise levels suit this problem's prior: more levels, and a smaller last one, for fields and images.
+        """Noise levels that suit this problem's prior: more of them, and a smaller last one, for fields and images.
 
         For these there are fewer pairs of draw and output than unknowns, and a nonlinear simulator is linear only
         locally.

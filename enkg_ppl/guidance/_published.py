@@ -36,7 +36,7 @@ class PublishedCorrection(Correction):
         num_updates: updates a level.
         start_fraction: fraction of the levels left unguided at the start.
         stop_fraction: fraction of the levels left unguided at the end.
-        lr_min_ratio: > 0 lets the scale decay linearly to this share of it.
+        lr_min_ratio: > 0 lets the scale decay linearly to this value.
         max_inner_steps: Euler steps to noise level 0 at level i of N are ``min(1 + (N - i) // levels_per_inner_step,
             max_inner_steps)``.
         levels_per_inner_step: see `max_inner_steps`.

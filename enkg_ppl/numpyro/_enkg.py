@@ -451,7 +451,7 @@ class EnKG(MCMC):
             **kwargs: ignored.
 
         Raises:
-            NotImplementedError: always.
+            TypeError: always.
         """
         raise TypeError("EnKG has no warm-up phase: call run(rng_key, ...) alone")
 

@@ -68,7 +68,7 @@ class Preconditioning(eqx.Module):
         """
 
     def loss_weight(self, sigma: Scalar) -> Scalar:
-        """Weight of ``|D(x, sigma) - x0|^2`` in training, ``1 / out^2``: every level then has equal weight for the network.
+        """Weight of ``|D(x, sigma) - x0|^2`` in training, ``1 / out^2``: equal weight for every level.
 
         Args:
             sigma: noise level, above 0.
@@ -155,8 +155,8 @@ class VP(Preconditioning):
     ``sigma(t)^2 = exp(beta_d t^2 / 2 + beta_min t) - 1``.
 
     Attributes:
-        beta_d: beta_max - beta_min of the noise schedule.
-        beta_min: its value at t = 0.
+        beta_d: slope of ``beta(t) = beta_min + beta_d t``.
+        beta_min: beta at t = 0.
         num_steps: steps of the training, M.
         time_min: smallest time of the training.
 
