@@ -69,16 +69,22 @@ def coverage(
 ) -> Coverage:
     """TARP: are the joint credible regions of a posterior of the right size?
 
-    `draws`: what `sbc` returned; or draws of shape ``(num_datasets, num_draws, dim)``, and then `truths` of shape
-    ``(num_datasets, dim)``. Distances are Euclidean after each scalar is divided by the interquartile range of its
-    truths.
-    `references`: reference points, shape ``(num_datasets, dim)`` or ``(num_references, num_datasets, dim)``, in the
-    units of the draws. By default truths of other data sets, chosen at random: they are spread like the prior.
-    `num_references`: points a data set; the shares are averaged over them, which makes them less noisy.
-    `num_bootstrap`, `level`: for `Coverage.noise`. `seed`: of the references and the bootstrap.
+    Distances are Euclidean after each scalar is divided by the interquartile range of its truths.
 
-    Raises `ValueError` where shapes do not fit, values are not finite, fewer than 10 data sets are given, or the
-    study kept no draws.
+    Args:
+        draws: what `sbc` returned; or draws of shape ``(num_datasets, num_draws, dim)``, together with `truths`.
+        truths: shape ``(num_datasets, dim)``.
+        references: reference points, shape ``(num_datasets, dim)`` or ``(num_references, num_datasets, dim)``, in the
+            units of the draws. By default truths of other data sets, chosen at random: they are distributed like the
+            prior.
+        num_references: points a data set; the shares are averaged over them, which makes them less noisy.
+        level: for `Coverage.noise`.
+        num_bootstrap: for `Coverage.noise`.
+        seed: of the references and the bootstrap.
+
+    Raises:
+        ValueError: where shapes do not fit, values are not finite, fewer than 10 data sets are given, or the study kept
+            no draws.
     """
     x, t = _draws_and_truths(draws, truths)
     check_share("coverage", level=level)
