@@ -30,7 +30,7 @@ class ADMEncoderLevel(eqx.Module):
     """A resolution of the encoder.
 
     Attributes:
-        enter: the first convolution, or what halves the resolution.
+        enter: the first convolution, or the layer that halves the resolution.
         blocks: residual blocks.
     """
 
@@ -42,7 +42,7 @@ class ADMDecoderLevel(eqx.Module):
     """A resolution of the decoder.
 
     Attributes:
-        enter: doubles the resolution; empty at the lowest level.
+        enter: the middle blocks at the lowest resolution, otherwise the layer that doubles it.
         blocks: residual blocks.
     """
 
@@ -79,7 +79,7 @@ class ADMUNet(Configured):
         eps: added to the variance in the normalisation.
         middle_attention: self-attention at the lowest level.
         middle_norm: normalisation before that attention.
-        middle_scale: factor on residual sums at the lowest level.
+        middle_scale: factor on the residual sums of the middle blocks.
         affine_input: (a, b) where the network's input is ``a x + b``.
         padding: "zeros", or "periodic" where the two ends of each axis are neighbours.
         key: for the initial weights; the last layer starts at zero.

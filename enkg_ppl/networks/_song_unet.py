@@ -53,7 +53,7 @@ class SongDecoderLevel(eqx.Module):
     """A resolution of the decoder; some levels add an image to the output.
 
     Attributes:
-        enter: first residual blocks of the level.
+        enter: the middle blocks at the lowest resolution, otherwise the block that doubles it.
         blocks: residual blocks.
         norm: normalisation before `out`, or None.
         out: convolution to the image, or None.
