@@ -23,9 +23,10 @@ class Coverage:
     Attributes:
         credibility: the levels alpha, ``k / (num_draws + 1)``.
         expected: share of truths inside the regions of each level; equals `credibility` where the posterior is right.
-        noise: a right posterior stays below this `max_error` with probability `level`, by bootstrap of the data sets.
+        noise: value that `max_error` of a right posterior stays below with probability `level`, by bootstrap of the
+            data sets.
         level: see `noise`.
-        num_datasets: how many data sets the shares are of.
+        num_datasets: number of data sets.
     """
 
     credibility: Float[np.ndarray, " levels"]

@@ -122,7 +122,7 @@ def blackbox(
         version: of the simulator: change it when its results change. Simulations of other versions stay, unused.
 
     Returns:
-        A callable that counts. `num_calls` is the number of particles simulated so far, including the repeated one (as
+        A `BlackBox`. Its `num_calls` is the number of particles simulated so far, including the repeated one (as
             in `EnKG.num_forward_evaluations`); `num_reused` that of results from the store, which
             `EnKG.num_forward_evaluations` counts too; `num_rejected` that of failures. `num_repeated` counts separately
             the repetitions after a failure: where a vectorised call raises, its ensemble is halved until the failing

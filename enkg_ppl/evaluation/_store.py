@@ -27,7 +27,7 @@ class Simulations:
 
     @property
     def name(self) -> str:
-        """The simulator's."""
+        """Name of the simulator."""
         return self._shelf.about["simulator"]
 
     @property

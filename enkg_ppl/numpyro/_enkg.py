@@ -82,7 +82,7 @@ class EnKG(MCMC):
             before the first simulation.
         chunk_size: particles simulated at a time, to bound memory (default: all).
         init: known starting points, a dictionary with a value for every latent site, or a list of such; modes within
-            their reach are found in addition to all others.
+            their reach are found, whichever others are.
         store: a folder, or a `enkg_ppl.evaluation.Store`, for the simulations of all black boxes of the model that have
             no store of their own. Stored simulations are not repeated, whatever the data, the prior and the noise. A
             run that was killed can be continued: with the same key it ends with the numbers of an unbroken run. See
@@ -357,7 +357,7 @@ class EnKG(MCMC):
         print("\n".join([*lines, "", *notes(result.diagnostics)]))  # noqa: T201 (what the caller asked for)
 
     def diagnostics(self) -> Diagnostics:
-        """What was done, what it cost, and the signs that the posterior should not be trusted."""
+        """Table of what the run did, its cost, and the signs that the posterior should not be trusted."""
         return self._on_host("diagnostics").diagnostics
 
     @property
