@@ -34,7 +34,12 @@ PROPOSAL_LEVELS = 8
 
 
 class RunProgress(NamedTuple):
-    """Where a run stands: ``guide(level, num_levels)``, ``refine(fraction, words)``."""
+    """Callbacks that report the progress of a run.
+
+    Attributes:
+        guide: called as ``guide(level, num_levels)``.
+        refine: called as ``refine(fraction, words)``.
+    """
 
     guide: Callable[[int, int], None]
     refine: Callable[[float, str], None]
@@ -61,20 +66,32 @@ def infer(
 ) -> Posterior:
     """Draw `num_particles` times from the posterior of an inverse problem.
 
-    `correction`, `schedule`: of the guided flow. `refine`: "auto", a refinement, or None for the guided ensemble as it
-    is. `max_forward_evaluations`: of the simulator, never exceeded. `chunk_size`: particles simulated at a time, to
-    bound memory. `guided`: False leaves the guided flow out (where the likelihood offers no working response).
-    `check`: whether a guided ensemble that nothing refines is simulated once more, to see whether it is the posterior
-    (see `enkg_ppl.diagnostics._fields`). `init`: latent vectors, shape (points, dim), from which modes are known to be
-    within reach: the search for modes begins from them besides, other refinements begin with particles there.
-    `evaluator`: simulates and counts, for this problem; its own limit holds where `max_forward_evaluations` is None.
-    `last_look`: the caller simulates the draws once more where they do not bring what was simulated
-    (`Posterior.simulated`), and an evaluation of each is kept for that.
+    Args:
+        key: random key.
+        problem: the inverse problem.
+        num_particles: number of draws.
+        correction: of the guided flow.
+        schedule: noise levels of the guided flow (default: those of the correction).
+        refine: "auto", a refinement, or None for the guided ensemble as it is.
+        max_forward_evaluations: limit on simulator evaluations, never exceeded.
+        chunk_size: particles simulated at a time, to bound memory.
+        guided: False leaves the guided flow out (where the likelihood offers no working response).
+        check: whether an unrefined guided ensemble is simulated once more, to test whether it is the posterior (see
+            `enkg_ppl.diagnostics._fields`).
+        init: latent vectors, shape (points, dim), within reach of known modes: the search for modes starts from them
+            too, other refinements start with particles there.
+        evaluator: simulates and counts, for this problem; its own limit holds where `max_forward_evaluations` is None.
+        progress: callbacks that report the progress.
+        last_look: whether the caller simulates the draws once more where they come without their simulated values
+            (`Posterior.simulated`); an evaluation of each is then kept for that.
 
-    Returns a `Posterior`; its `stats` say what was chosen and why, its `messages` what should not be trusted, and where
-    the budget cut the run short.
-    Raises `ValueError`, before anything is simulated, where the budget is too small for this many particles, or for the
-    correction and the schedule that were asked for.
+    Returns:
+        A `Posterior`; its `stats` say what was chosen and why, its `messages` what should not be trusted, and where the
+            budget cut the run short.
+
+    Raises:
+        ValueError: before anything is simulated, where the budget is too small for this many particles, or for the
+            correction and the schedule that were asked for.
     """
     refinement, reason = choose(problem, num_particles) if refine == "auto" else (refine, "asked for")
     if refinement is None and not guided:

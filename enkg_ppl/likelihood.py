@@ -21,9 +21,12 @@ __all__ = ["GaussianLikelihood", "Likelihood", "PoissonLikelihood", "Response", 
 
 
 class Response(NamedTuple):
-    """A likelihood as the Kalman step sees it: ``observation = prediction + N(0, noise)``.
+    """The likelihood in the form of the Kalman step: ``observation = prediction + N(0, noise)``.
 
-    `prediction`, `observation`: shape (m,), in the same units. `noise`: shape (m,), the variances.
+    Attributes:
+        prediction: shape (m,), in the units of `observation`.
+        observation: shape (m,).
+        noise: variances, shape (m,).
     """
 
     prediction: Float[AnyArray, " m"]
@@ -39,20 +42,37 @@ class Likelihood(eqx.Module):
 
     @abc.abstractmethod
     def log_prob(self, g: Output) -> Scalar:
-        """Log likelihood in nats, normalised in y."""
+        """Log likelihood in nats, normalised in y.
+
+        Args:
+            g: simulator output of one particle, shape (m,).
+        """
 
     def score(self, g: Output) -> Output:
-        """Gradient of `log_prob` with respect to g."""
+        """Gradient of `log_prob` with respect to g.
+
+        Args:
+            g: simulator output of one particle, shape (m,).
+        """
         return jax.grad(self.log_prob)(g)
 
     @abc.abstractmethod
     def fisher(self, g: Output) -> Float[Array, " m"]:
-        """Diagonal of the Fisher information ``E[score score^T]`` under ``y ~ p(. | g)``."""
+        """Diagonal of the Fisher information ``E[score score^T]`` under ``y ~ p(. | g)``.
+
+        Args:
+            g: simulator output of one particle, shape (m,).
+        """
 
     def response(self, g: Output) -> Response:
         """The working response of Fisher scoring, ``g + F^-1 score`` with noise ``F^-1``.
 
-        Source: McCullagh & Nelder (1989), section 2.5. For Gaussian noise this is y and Gamma.
+        For Gaussian noise this is y and Gamma.
+
+        Args:
+            g: simulator output of one particle, shape (m,).
+
+        Source: McCullagh & Nelder (1989), section 2.5.
         """
         noise = 1 / self.fisher(g)
         return Response(g, g + noise * self.score(g), noise)
@@ -64,9 +84,13 @@ def _check_positive(owner: str, name: str, value) -> None:
 
 
 class GaussianLikelihood(Likelihood):
-    """``y ~ N(g, noise_sd^2)``, independent data. `y`: shape (m,); `noise_sd`: scalar or (m,), units of y.
+    """``y ~ N(g, noise_sd^2)``, independent data.
 
     Correlated noise: multiply y and the simulator's output by the inverse Cholesky factor of Gamma.
+
+    Args:
+        y: data, shape (m,).
+        noise_sd: scalar or shape (m,), units of y.
     """
 
     y: Float[Array, " m"]
@@ -88,7 +112,11 @@ class GaussianLikelihood(Likelihood):
 
 
 class PoissonLikelihood(Likelihood):
-    """``y ~ Poisson(g)`` with rates ``g > 0``. `y`: counts, shape (m,)."""
+    """``y ~ Poisson(g)`` with rates ``g > 0``.
+
+    Args:
+        y: counts, shape (m,).
+    """
 
     y: Float[Array, " m"]
 
@@ -109,7 +137,13 @@ class PoissonLikelihood(Likelihood):
 
 
 class StudentTLikelihood(Likelihood):
-    """``y ~ g + scale * t_df``, for data with outliers. `y`: shape (m,); `scale`: scalar or (m,), units of y."""
+    """``y ~ g + scale * t_df``, for data with outliers.
+
+    Args:
+        y: data, shape (m,).
+        scale: scalar or shape (m,), units of y.
+        df: degrees of freedom.
+    """
 
     y: Float[Array, " m"]
     scale: Float[Array, " m"]

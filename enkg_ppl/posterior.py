@@ -18,8 +18,13 @@ __all__ = ["MovesRecord", "Posterior", "Statistics", "TemperingLevel", "Weighted
 
 
 class WeightedSample(NamedTuple):
-    """All that was simulated, weighted to stand for the posterior: `z` of shape (points, dim), N(0, I) under the prior;
-    `log_weights`, whose mean weight is the evidence; `simulated` there, None where it was too much to be kept."""
+    """All simulated points, weighted to represent the posterior.
+
+    Attributes:
+        z: shape (points, dim), N(0, I) under the prior.
+        log_weights: shape (points,); the mean of the weights is the evidence.
+        simulated: simulated values at the points, None where they took too much memory to be kept.
+    """
 
     z: Ensemble
     log_weights: Float[AnyArray, " points"]
@@ -27,9 +32,15 @@ class WeightedSample(NamedTuple):
 
 
 class MovesRecord(TypedDict):
-    """How moves of an ensemble went: cycles, the largest `correlation` with where they began and the `limit` up to
-    which that counts as forgotten, `jump_acceptance` and `independence_acceptance` as shares, and whether the moves
-    ended `out_of_budget`.
+    """Statistics of the Markov moves of an ensemble.
+
+    Attributes:
+        num_cycles: cycles made.
+        correlation: largest correlation with the state where the moves began.
+        limit: correlation up to which the ensemble counts as decorrelated.
+        jump_acceptance: accepted share of the jumps.
+        independence_acceptance: accepted share of the independence proposals.
+        out_of_budget: whether evaluations ran out.
     """
 
     num_cycles: int
@@ -41,8 +52,13 @@ class MovesRecord(TypedDict):
 
 
 class TemperingLevel(MovesRecord):
-    """One temperature of `TemperedSMC`: `beta`, from 0 (the start) to 1 (the posterior); `ess`, effective size of the
-    weights that led here, as a share of `num_particles`; `evaluations` that it took, in all.
+    """One temperature of `TemperedSMC`.
+
+    Attributes:
+        beta: from 0 (the start) to 1 (the posterior).
+        ess: effective size of the weights that led here, as a share of `num_particles`.
+        num_particles: particles of the ensemble.
+        evaluations: forward evaluations at this temperature.
     """
 
     beta: float
@@ -52,11 +68,11 @@ class TemperingLevel(MovesRecord):
 
 
 class Statistics(TypedDict, total=False):
-    """What an ensemble's run counted and measured. The diagnostics read some entries and list all but `levels`.
+    """Counts and measurements of an ensemble's run; the diagnostics read some entries and list all but `levels`.
 
-    Who writes an entry is named in its description; whoever has nothing to say of it leaves it out. Shares and
-    correlations are between 0 and 1, and everything else without a unit is a count. A refinement of your own may add
-    entries, numbers or texts, in a type that derives from this one.
+    The description of an entry names what writes it; an entry that does not apply is left out. Shares and correlations
+    are between 0 and 1, and everything else without a unit is a count. A refinement of your own may add entries,
+    numbers or texts, in a type that derives from this one.
     """
 
     refinement: str
@@ -117,18 +133,25 @@ class Statistics(TypedDict, total=False):
 
 @dataclasses.dataclass
 class Posterior:
-    """Equally weighted draws of the latent vector, and how they came about.
+    """Equally weighted draws of the latent vector, and how they were obtained.
 
-    `draws`: shape (particles, dim). `log_likelihood`: shape (particles,) in nats, or None where it was not
-    evaluated at the draws. `log_evidence`: nats, or None with the reason in `why_no_evidence`; `log_evidence_error`:
-    its standard error.
-    `num_forward_evaluations`: exact count, one per particle per call. `method`: what produced the draws.
-    `log_weights`: of the last resampling, for diagnostics. `slope`: the linear map from latent to output that the
-    guided flow learned, where it learns one. `stats`: what the diagnostics read and list (see `Statistics`).
-    `messages`: sentences that the user should read. `simulated`: all that was simulated at the draws, where it was
-    kept. `z`: the standard-normal vectors that the draws are the values of, for methods that move there; None where
-    only the draws are known.
-    `weighted`: the set that weighted draws were resampled from, which is worth more; None where they were moved.
+    Attributes:
+        draws: shape (particles, dim).
+        num_forward_evaluations: exact count, one per particle per call.
+        method: what produced the draws.
+        log_likelihood: shape (particles,) in nats, or None where it was not evaluated at the draws.
+        log_evidence: nats, or None with the reason in `why_no_evidence`.
+        log_evidence_error: standard error of `log_evidence` in nats, or None.
+        why_no_evidence: the reason where `log_evidence` is None.
+        log_weights: of the last resampling, for diagnostics.
+        stats: what the diagnostics read and list (see `Statistics`).
+        messages: sentences that the user should read.
+        slope: the linear map from latent to output that the guided flow learned, where it learns one.
+        simulated: all simulated values at the draws, where they were kept.
+        z: the standard-normal vectors that map to the draws, for methods that move in z; None where only the draws are
+            known.
+        weighted: the set that weighted draws were resampled from, whose averages are more precise; None where draws
+            were moved.
     """
 
     draws: Ensemble

@@ -27,17 +27,19 @@ def _identity(x):
 class InverseProblem(eqx.Module):
     """Find the latents x, ``x ~ prior``, from data ``y ~ likelihood(. | forward(x))``.
 
-    `prior`: a `Prior` over vectors of length dim.
-    `forward`: the simulator, for ONE latent vector; JAX code, or host code wrapped by `blackbox`.
-    It is never differentiated.
-    `likelihood`: a `Likelihood` of the simulator's output.
-    `constrain` / `unconstrain`: from a latent vector to what the user calls the unknowns, and back.
-    `unconstrained_values`: for a prior N(0, I): the unknowns that the simulator takes, without constraints, as a
-    function of the latent vector that needs no simulation; None where those are the same. One for each
-    coordinate of the latent vector, and then any others. A refinement uses it to tell what the data pin down from what
-    the prior makes of it.
-    `replay`: the simulator with more of its run, ``(values, forward(x))``, where the caller has a use for the values at
-    the draws: what was simulated once need not be simulated again.
+    Attributes:
+        prior: a `Prior` over vectors of length dim.
+        forward: the simulator, for ONE latent vector; JAX code, or host code wrapped by `blackbox`. It is never
+            differentiated.
+        likelihood: a `Likelihood` of the simulator's output.
+        constrain: from a latent vector to the user's unknowns.
+        unconstrain: the inverse of `constrain`.
+        unconstrained_values: for a prior N(0, I): the unconstrained parameters of the simulator as a function of the
+            latent vector that needs no simulation; None where they are the latent vector itself. One for each
+            coordinate of the latent vector, and then any others. A refinement uses it to separate the information of
+            the data from that of the prior.
+        replay: the simulator with more of its results, ``(values, forward(x))``, where the caller needs the values at
+            the draws, so that these are not simulated again.
     """
 
     prior: Prior
@@ -54,5 +56,9 @@ class InverseProblem(eqx.Module):
         return self.prior.dim
 
     def log_likelihood(self, x: Vector) -> Scalar:
-        """Log likelihood of one latent vector: one forward evaluation."""
+        """Log likelihood in nats of one latent vector: one forward evaluation.
+
+        Args:
+            x: latent vector, shape (dim,).
+        """
         return self.likelihood.log_prob(self.forward(x))

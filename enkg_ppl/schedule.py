@@ -19,7 +19,11 @@ __all__ = ["Karras", "Schedule", "VarianceExploding", "VariancePreserving", "kar
 
 
 class Schedule(eqx.Module):
-    """A decreasing sequence of noise levels, in units of the latent vector."""
+    """A decreasing sequence of noise levels, in units of the latent vector.
+
+    Attributes:
+        num_steps: number of steps; there is one more level, the final 0.
+    """
 
     num_steps: eqx.AbstractVar[int]
 
@@ -34,7 +38,14 @@ def _check_range(name: str, low_name: str, low, high_name: str, high) -> None:
 
 
 def karras_levels(num_steps: int, sigma_min, sigma_max, rho: float) -> Float[Array, " num_steps"]:
-    """Karras et al. (2022), eq. 5, without the final zero; ``num_steps`` is static."""
+    """Noise levels of Karras et al. (2022), eq. 5, without the final zero.
+
+    Args:
+        num_steps: number of levels; static.
+        sigma_min: smallest noise level.
+        sigma_max: largest noise level.
+        rho: larger values put more levels near `sigma_min`.
+    """
     if num_steps == 1:
         return jnp.asarray(sigma_max)[None]
     ramp = jnp.arange(num_steps) / (num_steps - 1)
@@ -45,10 +56,19 @@ def karras_levels(num_steps: int, sigma_min, sigma_max, rho: float) -> Float[Arr
 class Karras(Schedule):
     """``sigma_i = (sigma_max^(1/rho) + i/(N-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho``.
 
-    Source: Karras, Aittala, Aila, Laine, "Elucidating the Design Space of Diffusion-Based Generative
-    Models", arXiv 2206.00364, eq. 5. The defaults are the paper's.
+    The defaults are the paper's.
 
-    Raises `ValueError` unless ``0 < sigma_min < sigma_max``, ``rho > 0`` and ``num_steps >= 1``.
+    Attributes:
+        num_steps: N.
+        sigma_min: smallest noise level before 0, in units of the latent vector.
+        sigma_max: largest noise level, in units of the latent vector.
+        rho: larger values put more levels near `sigma_min`.
+
+    Raises:
+        ValueError: unless ``0 < sigma_min < sigma_max``, ``rho > 0`` and ``num_steps >= 1``.
+
+    Source: Karras, Aittala, Aila, Laine, "Elucidating the Design Space of Diffusion-Based Generative Models", arXiv
+    2206.00364, eq. 5.
     """
 
     num_steps: int = eqx.field(static=True, default=80)
@@ -70,12 +90,19 @@ class Karras(Schedule):
 class VariancePreserving(Schedule):
     """Noise levels of the variance-preserving diffusion, ``sigma(t)^2 = exp(beta_d t^2 / 2 + beta_min t) - 1``.
 
-    ``t`` runs evenly from 1 to ``epsilon``; ``beta_d = beta_max - beta_min``. The scaling ``s(t)`` of the
+    ``t`` decreases in equal steps from 1 to ``epsilon``; ``beta_d = beta_max - beta_min``. The scaling ``s(t)`` of the
     VP process belongs to the denoiser, so here the levels are those of the unscaled vector.
 
-    Source: Song et al., arXiv 2011.13456, eq. 32-33, in the form of Karras et al. (2022), table 1.
+    Attributes:
+        num_steps: number of levels before 0.
+        beta_min: beta at t = 0.
+        beta_max: beta at t = 1.
+        epsilon: smallest time.
 
-    Raises `ValueError` unless ``0 < beta_min < beta_max``, ``0 < epsilon < 1`` and ``num_steps >= 1``.
+    Raises:
+        ValueError: unless ``0 < beta_min < beta_max``, ``0 < epsilon < 1`` and ``num_steps >= 1``.
+
+    Source: Song et al., arXiv 2011.13456, eq. 32-33, in the form of Karras et al. (2022), table 1.
     """
 
     num_steps: int = eqx.field(static=True, default=100)
@@ -97,9 +124,15 @@ class VariancePreserving(Schedule):
 class VarianceExploding(Schedule):
     """Geometric noise levels, ``sigma_i = sigma_max (sigma_min / sigma_max)^(i / (N-1))``.
 
-    Source: Song et al., arXiv 2011.13456, eq. 31; Karras et al. (2022), table 1.
+    Attributes:
+        num_steps: N.
+        sigma_min: smallest noise level before 0, in units of the latent vector.
+        sigma_max: largest noise level, in units of the latent vector.
 
-    Raises `ValueError` unless ``0 < sigma_min < sigma_max`` and ``num_steps >= 1``.
+    Raises:
+        ValueError: unless ``0 < sigma_min < sigma_max`` and ``num_steps >= 1``.
+
+    Source: Song et al., arXiv 2011.13456, eq. 31; Karras et al. (2022), table 1.
     """
 
     num_steps: int = eqx.field(static=True, default=100)

@@ -225,6 +225,102 @@ def test_everything_exported_is_documented(namespace):
             assert any(f"`{name}`" in (text or "") for text in texts), f"{namespace}.{name}: no docstring names it"
 
 
+def entries(docstring: str | None, section: str) -> list[str]:
+    """What a section such as ``Args:`` of a docstring has entries for, in order; the stars of ``*args`` left out."""
+    found, inside = [], False
+    for line in (docstring or "").splitlines():
+        if line[:1].strip():
+            inside = line == section
+        elif inside and line.startswith("    ") and line[4:5].strip():
+            name, _, text = line.strip().partition(": ")
+            assert text, f"{line!r} is not 'name: description'"
+            found.append(name.lstrip("*"))
+    return found
+
+
+def parameters(function: ast.FunctionDef) -> list[str]:
+    """Names of the arguments in order, without the `self` or `cls` of a method."""
+    a = function.args
+    given = [*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg]
+    bound = "cls" if "classmethod" in map(ast.unparse, function.decorator_list) else "self"
+    return [arg.arg for arg in given if arg is not None and arg.arg != bound]
+
+
+def undescribed_fields(node: ast.ClassDef) -> list[str]:
+    """Public fields of a class without a text of their own below them."""
+    followed = zip(node.body, [*node.body[1:], None], strict=True)
+    return [
+        part.target.id
+        for part, below in followed
+        if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name) and part.target.id[0] != "_"
+        if not (isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant))
+    ]
+
+
+def misdescribed(node: ast.AST, name: str) -> list[str]:
+    """Functions and classes in a definition whose sections are not about what they take, one by one and in order."""
+    if isinstance(node, ast.FunctionDef):
+        docstring = ast.get_docstring(node)
+        wanted = {"Args:": parameters(node), "Attributes:": []}
+    elif isinstance(node, ast.ClassDef):
+        docstring = ast.get_docstring(node)
+        init = next((part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"), None)
+        fields = undescribed_fields(node)
+        wanted = {"Args:": parameters(init), "Attributes:": []} if init else {"Args:": [], "Attributes:": fields}
+    else:
+        return []
+    found = [
+        f"{name}: {section} {told} instead of {want}"
+        for section, want in wanted.items()
+        if docstring and (told := entries(docstring, section)) != want
+    ]
+    for part in node.body if isinstance(node, ast.ClassDef) else []:
+        if isinstance(part, ast.FunctionDef) and (part.name[0] != "_" or part.name == "__call__"):
+            found += misdescribed(part, f"{name}.{part.name}")
+    return found
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+def test_every_argument_is_described(namespace):
+    """Once, in ``Args:`` or, of fields, in ``Attributes:``; overriding methods without a docstring inherit theirs."""
+    places = {name: definition(namespace, name) for name in exported(namespace)}
+    nodes = {name: where.node for name, where in places.items() if where is not None and where.node is not None}
+    assert not [line for name, node in nodes.items() for line in misdescribed(node, name)]
+
+
+def test_a_missing_description_would_be_seen():
+    code = '''
+class New:
+    """Something.
+
+    Attributes:
+        first: of two lines,
+            this is the second: no entry.
+        third: that there is not.
+
+    Source: none.
+    """
+    first: int
+    second: int
+    own: int
+    """Described here."""
+    def method(self, x, *args, y):
+        """Do it.
+
+        Args:
+            x: a number.
+            *args: others.
+
+        Returns:
+            A number.
+        """
+'''
+    assert misdescribed(ast.parse(code).body[0], "New") == [
+        "New: Attributes: ['first', 'third'] instead of ['first', 'second']",
+        "New.method: Args: ['x', 'args'] instead of ['x', 'args', 'y']",
+    ]
+
+
 def test_star_imports_give_what_is_announced():
     """Each in a fresh interpreter's empty module, and all without a warning."""
     lines = ["import importlib"]

@@ -23,9 +23,10 @@ class Coverage:
     Attributes:
         credibility: the levels alpha, ``k / (num_draws + 1)``.
         expected: share of truths inside the regions of each level; equals `credibility` where the posterior is right.
-        noise: a right posterior stays below this `max_error` with probability `level`, by bootstrap of the data sets.
+        noise: value that `max_error` of a right posterior stays below with probability `level`, by bootstrap of the
+            data sets.
         level: see `noise`.
-        num_datasets: how many data sets the shares are of.
+        num_datasets: number of data sets.
     """
 
     credibility: Float[np.ndarray, " levels"]
@@ -69,16 +70,22 @@ def coverage(
 ) -> Coverage:
     """TARP: are the joint credible regions of a posterior of the right size?
 
-    `draws`: what `sbc` returned; or draws of shape ``(num_datasets, num_draws, dim)``, and then `truths` of shape
-    ``(num_datasets, dim)``. Distances are Euclidean after each scalar is divided by the interquartile range of its
-    truths.
-    `references`: reference points, shape ``(num_datasets, dim)`` or ``(num_references, num_datasets, dim)``, in the
-    units of the draws. By default truths of other data sets, chosen at random: they are spread like the prior.
-    `num_references`: points a data set; the shares are averaged over them, which makes them less noisy.
-    `num_bootstrap`, `level`: for `Coverage.noise`. `seed`: of the references and the bootstrap.
+    Distances are Euclidean after each scalar is divided by the interquartile range of its truths.
 
-    Raises `ValueError` where shapes do not fit, values are not finite, fewer than 10 data sets are given, or the
-    study kept no draws.
+    Args:
+        draws: what `sbc` returned; or draws of shape ``(num_datasets, num_draws, dim)``, together with `truths`.
+        truths: shape ``(num_datasets, dim)``.
+        references: reference points, shape ``(num_datasets, dim)`` or ``(num_references, num_datasets, dim)``, in the
+            units of the draws. By default truths of other data sets, chosen at random: they are distributed like the
+            prior.
+        num_references: points a data set; the shares are averaged over them, which makes them less noisy.
+        level: for `Coverage.noise`.
+        num_bootstrap: for `Coverage.noise`.
+        seed: of the references and the bootstrap.
+
+    Raises:
+        ValueError: where shapes do not fit, values are not finite, fewer than 10 data sets are given, or the study kept
+            no draws.
     """
     x, t = _draws_and_truths(draws, truths)
     check_share("coverage", level=level)

@@ -26,10 +26,10 @@ class Bands(NamedTuple):
     """A simultaneous band for the ECDF of uniform ranks.
 
     Attributes:
-        points: where the ECDF is looked at, values of z in (0, 1).
+        points: where the ECDF is evaluated, values of z in (0, 1).
         lower: smallest value inside, one a point.
         upper: largest value inside, one a point.
-        level: probability that the ECDF of uniform ranks is inside at every point; at least what was asked for.
+        level: probability that the ECDF of uniform ranks is inside at every point; at least the requested one.
     """
 
     points: Float[np.ndarray, " points"]

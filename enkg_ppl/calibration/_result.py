@@ -59,7 +59,7 @@ class SBC:
 
     @property
     def num_forward_evaluations(self) -> int | None:
-        """Of all runs together; None where the inference does not count them."""
+        """Total of all runs; None where the inference does not count them."""
         counted = self.evaluations[self.evaluations >= 0]
         return int(counted.sum()) if len(counted) else None
 
@@ -73,7 +73,11 @@ class SBC:
     def ecdf_bands(self, level: float = 0.95) -> Bands:
         """The band that holds the whole ECDF of one scalar with probability `level` where the posterior is right.
 
-        Raises `ValueError` for a level outside (0, 1).
+        Args:
+            level: the probability.
+
+        Raises:
+            ValueError: for a level outside (0, 1).
         """
         check_share("ecdf_bands", level=level)
         return bands(len(self._ranks()), self.num_draws, float(level))
@@ -82,7 +86,10 @@ class SBC:
         """Whether the ECDF of each scalar is inside its band everywhere.
 
         With S scalars, a right posterior has one or more outside in up to ``S (1 - level)`` of all studies.
-        `jointly=True` widens the bands so that all are inside with probability `level` (Bonferroni).
+
+        Args:
+            level: probability of the band.
+            jointly: True widens the bands so that all are inside with probability `level` (Bonferroni).
         """
         band = self.ecdf_bands(1 - (1 - level) / len(self.names) if jointly else level)
         n = len(self._ranks())
@@ -91,11 +98,16 @@ class SBC:
         return dict(zip(self.names, map(bool, ok), strict=True))
 
     def calibrated(self, level: float = 0.95, *, jointly: bool = True) -> bool:
-        """Whether every scalar is inside its band; by default the bands that all scalars share (see `inside`)."""
+        """Whether every scalar is inside its band.
+
+        Args:
+            level: probability of the bands.
+            jointly: as for `inside`.
+        """
         return all(self.inside(level, jointly=jointly).values())
 
     def p_values(self) -> dict[str, float]:
-        """For each scalar, how often ranks of a right posterior stray at least as far at their worst point."""
+        """For each scalar, the probability of at least as large a worst deviation where the posterior is right."""
         return {name: p_value(column, self.num_draws) for name, column in zip(self.names, self._ranks().T, strict=True)}
 
     def _ranks(self) -> Int[np.ndarray, "finished scalars"]:
@@ -108,7 +120,11 @@ class SBC:
     # -- showing it ----------------------------------------------------------------------------------------------
 
     def pit(self, seed: int = 0) -> Float[np.ndarray, "finished scalars"]:
-        """Ranks scaled to (0, 1), spread over the width of one rank, so that they are uniform where the ranks are."""
+        """Ranks scaled to (0, 1), randomised within the width of one rank: uniform where the ranks are.
+
+        Args:
+            seed: of the randomisation.
+        """
         ranks = self._ranks()
         return (ranks + np.random.default_rng(seed).uniform(size=ranks.shape)) / (self.num_draws + 1)
 
@@ -135,14 +151,24 @@ class SBC:
     def plot(self, file: str | Path | None = None, *, level: float = 0.95, names: list[str] | None = None):
         """Draw ECDF minus uniform with the simultaneous band, one panel a scalar; returns the matplotlib figure.
 
-        `file`: where to save it too. `names`: the scalars to draw (default: the first 24).
-        Raises `ImportError` where matplotlib is not installed, `ValueError` for a name that is no scalar.
+        Args:
+            file: where to save it too.
+            level: probability of the band.
+            names: the scalars to draw (default: the first 24).
+
+        Raises:
+            ImportError: where matplotlib is not installed.
+            ValueError: for a name that is no scalar.
         """
         ecdfs = dict(zip(self.names, self.ecdf(), strict=True))
         return plot_ecdf_difference(ecdfs, self.inside(level), self.ecdf_bands(level), level, names, file)
 
     def verdict(self, level: float = 0.95) -> str:
-        """What the ranks say, in a sentence or two."""
+        """The result of the test in a sentence or two.
+
+        Args:
+            level: probability of the bands.
+        """
         inside = self.inside(level)
         outside = [name for name, ok in inside.items() if not ok]
         joint = [name for name, ok in self.inside(level, jointly=True).items() if not ok]

@@ -54,31 +54,38 @@ def sbc(
 ) -> SBC:
     """Is an inference calibrated on a model? Ranks of simulated truths among its posterior draws, over many data sets.
 
-    `model`: any NumPyro model that can simulate its data, black boxes included (one evaluation a data set).
-    `inference`: what has ``run(rng_key, *args, **kwargs)`` and ``get_samples()``, such as ``EnKG(model)`` or
-    ``MCMC(NUTS(model), ...)``; or a function that makes one from the model, such as `EnKG`. It is used for every data
-    set, so that what it compiles is kept; its own progress bar is off meanwhile.
-    `num_datasets`: data sets to simulate; the bands are as wide as about ``1 / sqrt(num_datasets)``.
-    `rng_key`: data set i uses ``fold_in(rng_key, i)`` and so does not depend on the others.
-    `args`, `kwargs`: what the model takes besides the data.
-    `data`: the observed sites: a name, several, or ``{site: argument}``. By default every site that has the name of an
-    argument which `args` and `kwargs` leave open. Where a site is no argument of the model, the model is conditioned on
-    it, and `inference` must be a function of the model.
-    `sites`: latent or deterministic sites to rank, scalar by scalar (default: all latent sites).
-    `log_likelihood`: rank the log likelihood of the data too (free of evaluations with `EnKG`, otherwise one run of the
-    model a draw).
-    `num_draws`: draws that each truth is ranked among: a random choice of an ensemble's particles, or draws of a chain
-    as far apart as can be; a chain whose effective sample size is below `num_draws` is recorded as a warning.
-    `keep_draws`: keep these draws, which `coverage` needs (``num_datasets * num_draws * dim`` numbers).
-    `file`: a ``.npz`` written after every data set. Called again with the same arguments, `sbc` goes on where it
-    stopped, with the ranks of an unbroken run; with more data sets it adds to them. It simulates one of the stored
-    data sets again, to be sure that the file is of this model.
-
     A run that raises is recorded in `SBC.failures` and one that warns in `SBC.warnings`; neither ends the study, unless
     the first three all raise.
 
-    Raises `ModelError` for a model that cannot be simulated, `TypeError` for an inference that cannot run, `ValueError`
-    for a file of another study and for numbers that make no sense, `RuntimeError` where the first runs all fail.
+    Args:
+        model: any NumPyro model that can simulate its data, black boxes included (one evaluation a data set).
+        inference: an object with ``run(rng_key, *args, **kwargs)`` and ``get_samples()``, such as ``EnKG(model)`` or
+            ``MCMC(NUTS(model), ...)``; or a function that makes one from the model, such as `EnKG`. It is used for
+            every data set, so that its compiled programs are kept; its own progress bar is off meanwhile.
+        num_datasets: data sets to simulate; the bands are as wide as about ``1 / sqrt(num_datasets)``.
+        rng_key: data set i uses ``fold_in(rng_key, i)`` and so does not depend on the others.
+        args: arguments of the model besides the data.
+        kwargs: keyword arguments of the model besides the data.
+        data: the observed sites: a name, several, or ``{site: argument}``. By default every site that has the name of
+            an argument which `args` and `kwargs` leave open. Where a site is no argument of the model, the model is
+            conditioned on it, and `inference` must be a function of the model.
+        sites: latent or deterministic sites to rank, scalar by scalar (default: all latent sites).
+        log_likelihood: rank the log likelihood of the data too (free of evaluations with `EnKG`, otherwise one run of
+            the model a draw).
+        num_draws: draws that each truth is ranked among: a random choice of an ensemble's particles, or draws of a
+            chain spaced as far as possible; a chain whose effective sample size is below `num_draws` is recorded as a
+            warning.
+        keep_draws: keep these draws, which `coverage` needs (``num_datasets * num_draws * dim`` numbers).
+        file: a ``.npz`` written after every data set. Called again with the same arguments, `sbc` continues where it
+            stopped, with the ranks of an unbroken run; with more data sets it adds to them. It simulates one of the
+            stored data sets again, to check that the file is of this model.
+        progress_bar: show one.
+
+    Raises:
+        ModelError: for a model that cannot be simulated.
+        TypeError: for an inference that cannot run.
+        ValueError: for a file of another study and for invalid numbers.
+        RuntimeError: where the first runs all fail.
     """
     check_whole("sbc", num_datasets=num_datasets, num_draws=num_draws)
     if not isinstance(rng_key, jax.Array | np.ndarray):

@@ -11,11 +11,17 @@ BLOCK = 256  # draws whose distances to all others are held in memory at a time
 def crps(draws: ArrayLike, truth: ArrayLike, *, fair: bool = True) -> np.ndarray | np.float64:
     """Continuous ranked probability score of every scalar, ``E|x - truth| - E|x - x'| / 2``; 0 is perfect.
 
-    `draws`: shape ``(num_draws, *shape)``. `truth`: shape ``shape``, which is also that of the result; average it as
-    you like. `fair`: estimate the score of the distribution that the draws come from, without bias (Ferro 2014,
-    Q. J. R. Meteorol. Soc. 140); False scores the draws themselves, as tables of ensemble methods mostly do.
+    Args:
+        draws: shape ``(num_draws, *shape)``.
+        truth: shape ``shape``.
+        fair: estimate the score of the distribution that the draws come from, without bias (Ferro 2014, Q. J. R.
+            Meteorol. Soc. 140); False scores the draws themselves, as tables of ensemble methods mostly do.
 
-    Raises `ValueError` where the shapes do not fit, or a fair score is asked of a single draw.
+    Returns:
+        Scores of shape ``shape``, to be averaged as needed.
+
+    Raises:
+        ValueError: where the shapes do not fit, or a fair score is asked of a single draw.
 
     Source: Gneiting & Raftery (2007), J. Am. Stat. Assoc. 102, equation 21.
     """
@@ -31,9 +37,13 @@ def crps(draws: ArrayLike, truth: ArrayLike, *, fair: bool = True) -> np.ndarray
 def energy_score(draws: ArrayLike, truth: ArrayLike, *, fair: bool = True) -> float:
     """The score of all scalars together, ``E||x - truth|| - E||x - x'|| / 2`` with the Euclidean norm; 0 is perfect.
 
-    `draws`: shape ``(num_draws, *shape)``. `truth`: shape ``shape``. `fair`: as in `crps`.
+    Args:
+        draws: shape ``(num_draws, *shape)``.
+        truth: shape ``shape``.
+        fair: as in `crps`.
 
-    Raises `ValueError` where the shapes do not fit, or a fair score is asked of a single draw.
+    Raises:
+        ValueError: where the shapes do not fit, or a fair score is asked of a single draw.
 
     Source: Gneiting & Raftery (2007), J. Am. Stat. Assoc. 102, equation 22, with beta = 1.
     """
@@ -50,12 +60,16 @@ def energy_score(draws: ArrayLike, truth: ArrayLike, *, fair: bool = True) -> fl
 def spread_skill_ratio(draws: ArrayLike, truth: ArrayLike) -> float:
     """Spread of the draws over the error of their mean; 1 is right, below 1 is overconfident.
 
-    ``sqrt((J + 1)/J * mean_j ||x_j - xbar||^2 / ||xbar - truth||^2)``, with J draws and the mean over J - 1.
+    ``sqrt((J + 1)/J * mean_j ||x_j - xbar||^2 / ||xbar - truth||^2)``, with J draws and the mean over J - 1. Squares
+    are summed over all of ``shape``, so several cases go in one call as ``(num_draws, cases, dim)``. The ratio of a
+    single scalar has a large variance.
 
-    `draws`: shape ``(num_draws, *shape)``. `truth`: shape ``shape``. Squares are summed over all of ``shape``, so
-    several cases go in one call as ``(num_draws, cases, dim)``. A single scalar has a ratio that scatters widely.
+    Args:
+        draws: shape ``(num_draws, *shape)``.
+        truth: shape ``shape``.
 
-    Raises `ValueError` where the shapes do not fit, or there are fewer than two draws.
+    Raises:
+        ValueError: where the shapes do not fit, or there are fewer than two draws.
 
     Source: Fortin et al. (2014), J. Hydrometeorol. 15, equation 15.
     """

@@ -1,10 +1,10 @@
 """Can a posterior be trusted? Checks of a finished run.
 
-`diagnose` looks over the posteriors of a run's ensembles; `Diagnostics` is the table that comes of it, which
-`EnKG.diagnostics()` returns. `check_ensemble` asks whether a guided ensemble is the posterior that its own slope
+`diagnose` checks the posteriors of a run's ensembles; `Diagnostics` is the resulting table, which
+`EnKG.diagnostics()` returns. `check_ensemble` tests whether a guided ensemble is the posterior that its own slope
 implies (`EnsembleCheck`). Of draws and weights: `effective_rank`, `unique_share`, `effective_size`, `pareto_khat`.
 
-What a refinement of your own should tell is in `enkg_ppl.posterior.Statistics`; any other entry of
+The entries that a refinement of your own should report are in `enkg_ppl.posterior.Statistics`; any other entry of
 `Posterior.stats` that is a number or a text is listed as it is, and sentences in `Posterior.messages` become warnings.
 """
 

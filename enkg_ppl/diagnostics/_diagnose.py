@@ -16,22 +16,21 @@ from enkg_ppl.posterior import Posterior
 
 
 class Diagnostics(dict[str, Any]):
-    """Figures by name; `warnings` holds the sentences. Prints as a table.
+    """Diagnostics by name; `warnings` holds the sentences. Prints as a table.
 
-    With several ensembles every figure is of all of them:
+    With several ensembles every entry is of all of them:
 
     - the worst one's: `chi2_per_datum`, `data_spread`, `latent_spread` (the farthest from 1), `effective_rank`,
       `unique_particles`, `weight_ess`, `jump_acceptance`, `independence_acceptance`, `acceptance`, `drift_p` (the
       smallest), `pareto_khat`, `unexplained`, `noise_spread`, and any other number (the largest); `correlation` with
       the `correlation_limit` of its ensemble, where it is exceeded most;
-    - sums: `num_forward_evaluations`, `num_failed`, and `effective_draws`, which adds what the draws of each ensemble
-      are worth: as many as there are unique particles, and no more than the effective size of its last weights where
-      these cannot be trusted or the moves had not forgotten them;
+    - sums: `num_forward_evaluations`, `num_failed`, and `effective_draws`, which adds the effective draws of each
+      ensemble: as many as there are unique particles, and no more than the effective size of its last weights where
+      these cannot be trusted or the moves had not decorrelated the particles from them;
     - of the ensembles together: `r_hat`, `ess_across_ensembles`, `num_modes`, `mode_balance_p`, `log_evidence` (of the
       mean evidence) and its error.
 
-    NaN counts as the worst, but for `pareto_khat`: weights that are equal have no tail, and too few of them are warned
-    of.
+    NaN counts as the worst, except for `pareto_khat`: equal weights have no tail, and too few of them give a warning.
     """
 
     @property
@@ -73,11 +72,14 @@ def diagnose(
     log_likelihood: np.ndarray,
     checks: list[EnsembleCheck] | None = None,
 ) -> Diagnostics:
-    """Look over one run.
+    """Compute the diagnostics of one run.
 
-    `posteriors`: one an ensemble. `chi2_per_datum`: misfit of every ensemble, where the data have a working response.
-    `log_likelihood`:
-    shape (ensembles, particles). `checks`: of guided ensembles that nothing made exact.
+    Args:
+        posteriors: one an ensemble.
+        chi2_per_datum: misfit of every ensemble, where the data have a working response.
+        num_data: number of data.
+        log_likelihood: in nats, shape (ensembles, particles).
+        checks: of guided ensembles that were not refined.
     """
     first = posteriors[0]
     result = Diagnostics(
@@ -170,6 +172,9 @@ def effective_rank(z: np.ndarray) -> float:
     """Directions in which an ensemble spreads: ``(sum v)^2 / sum v^2`` over the eigenvalues of its covariance.
 
     At most the smaller of unknowns and particles less one; 1 where all particles lie on a line.
+
+    Args:
+        z: the ensemble, shape (particles, dim).
     """
     v = np.linalg.svd(np.asarray(z, float) - z.mean(axis=0), compute_uv=False) ** 2
     total = v.sum()
@@ -177,7 +182,11 @@ def effective_rank(z: np.ndarray) -> float:
 
 
 def unique_share(z: np.ndarray) -> float:
-    """Unique particles as a share of the draws."""
+    """Unique particles as a share of the draws.
+
+    Args:
+        z: the ensemble, shape (particles, dim).
+    """
     return len(np.unique(z, axis=0)) / len(z)
 
 

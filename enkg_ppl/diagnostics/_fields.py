@@ -36,15 +36,18 @@ TAIL = 1e-5
 
 
 class EnsembleCheck(NamedTuple):
-    """What `check_ensemble` found; each figure is 1 (`unexplained`: 0) where the posterior is linear-Gaussian.
+    """Result of `check_ensemble`; each number is 1 (`unexplained`: 0) where the posterior is linear-Gaussian.
 
-    `chi2_per_datum`: mean of (observation - prediction)^2 / noise. `chi2_tail`: chance of one as far from 1.
-    `data_spread`: variance of the predictions over what the slope implies, in units of the noise, summed over data.
-    `latent_spread`: total variance of the draws over what the slope and the prior imply.
-    `unexplained`: output variance that the slope leaves, over the noise variance, mean over the data.
-    `noise_spread`: standard deviation over the draws of the log noise variance, the largest of the data.
-    `data_spread_error`: standard error of `data_spread` from the number of draws. `has_spreads`: whether both spreads
-    are known.
+    Attributes:
+        chi2_per_datum: mean of (observation - prediction)^2 / noise.
+        chi2_tail: probability of a value at least as far from 1.
+        data_spread: variance of the predictions over the value that the slope implies, in units of the noise, summed
+            over data.
+        latent_spread: total variance of the draws over the value that the slope and the prior imply.
+        unexplained: output variance that the slope leaves, over the noise variance, mean over the data.
+        noise_spread: standard deviation over the draws of the log noise variance, the largest of the data.
+        data_spread_error: standard error of `data_spread` from the number of draws.
+        has_spreads: whether both spreads are known.
     """
 
     chi2_per_datum: float
@@ -57,7 +60,7 @@ class EnsembleCheck(NamedTuple):
     has_spreads: bool = True
 
     def stats(self) -> Statistics:
-        """The figures for the table of diagnostics."""
+        """The entries for the table of diagnostics."""
         found: Statistics = {"chi2_per_datum": self.chi2_per_datum}
         if self.has_spreads:
             found |= {"data_spread": self.data_spread, "latent_spread": self.latent_spread}
@@ -65,11 +68,11 @@ class EnsembleCheck(NamedTuple):
         return found
 
     def warnings(self) -> list[str]:
-        """A sentence with a remedy for every figure beyond its threshold."""
+        """A sentence with a remedy for every number beyond its threshold."""
         return [sentence for _, _, sentence in self.signs()]
 
     def signs(self) -> list[tuple[str, float, str]]:
-        """For every figure beyond its threshold: what is wrong in a word, how far, and the sentence."""
+        """For every number beyond its threshold: the fault in a word, the size of the excess, and the sentence."""
         found = []
         if not np.isfinite(self.chi2_per_datum) or (not self.chi2_tail >= TAIL and self.chi2_per_datum > 1):
             sentence = (
@@ -172,13 +175,18 @@ def check_ensemble(
 ) -> EnsembleCheck:
     """Compare an equally weighted ensemble with the linear-Gaussian posterior of its slope.
 
-    `x`: the draws, shape (particles, dim). `prediction`, `observation`, `noise`: their working responses, noise as
-    variances, shape (particles, m). `prior_draws`: latents drawn from the prior, a few hundred at least, shape
-    (draws, dim); they cost no simulation. None leaves the spreads out: under a prior far from Gaussian, as networks
-    are, the posterior may be many times narrower than a Gaussian prior of the same covariance would make it.
-    `slope`: shape (dim, m), the flow's own (`Posterior.slope`), which has seen all levels; without it one is fitted to
-    these draws, which tells little where they are fewer than unknowns.
-    Particles whose simulation is not finite make every figure NaN or infinite, and so a warning.
+    Particles whose simulation is not finite make every number NaN or infinite, and so give a warning.
+
+    Args:
+        x: the draws, shape (particles, dim).
+        prediction: of the working responses, shape (particles, m).
+        observation: of the working responses, shape (particles, m).
+        noise: variances of the working responses, shape (particles, m).
+        prior_draws: latents drawn from the prior, a few hundred at least, shape (draws, dim); they cost no simulation.
+            None leaves the spreads out: under a prior far from Gaussian, as networks are, the posterior may be many
+            times narrower than a Gaussian prior of the same covariance would make it.
+        slope: shape (dim, m), the flow's own (`Posterior.slope`), fitted to all levels; without it one is fitted to
+            these draws, which is unreliable where they are fewer than unknowns.
     """
     root = np.sqrt(typical_noise(np.asarray(noise)))
     x, prediction, observation, noise = (np.asarray(a, float) for a in (x, prediction, observation, noise))

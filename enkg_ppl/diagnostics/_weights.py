@@ -21,7 +21,11 @@ def num_positive(log_weights: Float[np.ndarray, " particles"]) -> int:
 
 
 def effective_size(log_weights: Float[np.ndarray, " particles"]) -> float:
-    """Equally weighted draws that would scatter as much: ``(sum w)^2 / sum w^2``; 0 where all weights are zero."""
+    """Number of equally weighted draws with the same variance: ``(sum w)^2 / sum w^2``; 0 where all weights are zero.
+
+    Args:
+        log_weights: shape (particles,), unnormalised.
+    """
     finite = np.asarray(log_weights, float)[np.isfinite(log_weights)]
     if not len(finite):
         return 0.0
@@ -36,7 +40,10 @@ def equal(log_weights: Float[np.ndarray, " particles"]) -> bool:
 
 
 def pareto_khat(log_weights: Float[np.ndarray, " particles"]) -> float:
-    """k-hat of unnormalised log weights; below 0.7 averages under them are reliable. NaN for too few or equal weights.
+    """k-hat of importance weights; below 0.7 averages under them are reliable. NaN for too few or equal weights.
+
+    Args:
+        log_weights: shape (particles,), unnormalised.
 
     Sources: Vehtari, Simpson, Gelman, Yao & Gabry (2024), J. Mach. Learn. Res. 25, section 3 (length of the tail, prior
     on k); Zhang & Stephens (2009), Technometrics 51, section 4 (the fit).

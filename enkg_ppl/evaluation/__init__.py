@@ -1,8 +1,8 @@
 """Running the simulator: whole ensembles, host code, batches, and one account of what was simulated.
 
-`blackbox` makes a simulator of host code (a `BlackBox`; what it raises is a `BlackBoxError`). An `Evaluator` simulates
-ensembles and books every simulation in its `Ledger`, which refuses those beyond the limit (`BudgetEnd`) and knows what
-stage a run has `Reached`; what an ensemble gave is `Simulated`. `Respond` is what a correction calls.
+`blackbox` makes a simulator of host code (a `BlackBox`, which raises `BlackBoxError`). An `Evaluator` simulates
+ensembles and books every simulation in its `Ledger`, which refuses those beyond the limit (`BudgetEnd`) and records
+the stage that a run has `Reached`; the results of an ensemble are `Simulated`. A correction calls `Respond`.
 `EnsembleMethod` names the ways in which several ensembles may run; side by side, their simulations are joined in a
 `Barrier`.
 

@@ -72,56 +72,67 @@ def blackbox(
 ) -> BlackBox:
     """Wrap host code as a simulator that can be called inside a NumPyro model.
 
-    `fn`: takes NumPy arrays and returns an array of `shape` for one particle; for a program or a server, what
-    `command_simulator` or `umbridge_simulator` of `enkg_ppl.evaluation` returned. With `vectorized=True` every
-    argument has a leading particle axis and so must the result, `(particles, *shape)`: one call an ensemble.
-    Otherwise it is called once a particle, in turn, or side by side where an `executor` is given (anything with
-    `submit`; a process pool needs a picklable `fn`, and one that forks, as Linux has it by default before Python 3.14,
-    hangs where `fn` uses JAX: pass it `mp_context=multiprocessing.get_context("spawn")`). A `ProcessPoolExecutor` whose
-    worker dies is made anew, and the simulations that were lost are repeated.
-    `shape`: shape of the result for one particle, `()` for a number. Where it follows an argument, so that the model
-    can also be run at other points, a function of the arguments: `lambda a, times: times.shape`.
-    `dtype`: of the result (default: JAX's float).
-    `timeout`: seconds a call may take, from its start. What takes longer is left behind in a thread that ends with the
-    program; the processes that it started are ended (on Linux), its own Python code too, compiled code is not.
-    `on_failure`: what an exception, `sys.exit`, a time-out, the death of a worker process or a NaN means. "tolerate":
-    a few failures, at most 1 % of a run's simulations (as far as chance lets tell while it is under way), have zero
-    likelihood, and one warning at the end names the first; more of them raise, and so does an error in the code of
-    `fn` (a `NameError`, `AttributeError`, `TypeError`, `ImportError`, ...). Outside of a run they all raise. "raise":
-    the first raises. "reject": such parameters have zero likelihood, however many; only where every simulation fails
-    does that raise. What raises is a `BlackBoxError` that names the parameters. The result of a failure is NaN, so a
-    model may answer for it with `jnp.where(jnp.isnan(f), ..., f)`; results that cannot hold NaN (`dtype=int`, bool) are
-    0 there, and the likelihood is zero all the same.
-    `plates`: "map" simulates the elements of plates one by one: every argument is then one number a simulation, and
-    `simulate(a)` of an `a` of shape (5,) is five simulations with a result of shape `(5, *shape)`.
-    `check_deterministic`: whether each run repeats one simulation, and warns where the result is another. A simulator
-    must be a function of its arguments. One that draws random numbers becomes that by common random numbers
+    A simulator must be a function of its arguments. One that draws random numbers becomes so by common random numbers
     (`np.random.default_rng(0)` made anew inside `fn`, and the same numbers for every particle), by taking its noise as
-    an argument that is a latent site of the model, or, nearly, by an estimate such as the mean of many runs.
-    `name`: for messages, and for the store (default: the function's own).
-    `store`: a folder in which every finished simulation is kept as soon as it is finished, or a `Store`. What is there
-    is not simulated again, in this run or in any other; a run that was killed, started again with the same key, ends
-    with the numbers of an unbroken one. Simulations are found by `name`, `version`, and the arguments bit by bit. The
-    simulator must be a function of those alone: not of global settings, files, or what a closure holds.
-    `version`: of the simulator: give another one when its results change. Simulations of other versions stay, unused.
-    Failures are kept where they count as zero likelihood, as under "reject" and, being few, "tolerate", and come back
-    the same; those that end a run are not, and under "raise" none is kept or believed, so that mended code runs again.
-    A time-out is believed as long as no more time is allowed. `Store(folder).forget_failures()` has them all run again.
-    A vectorised call is kept as a whole when it has ended; of arguments that are asked for more than once, one is run.
+    an argument that is a latent site of the model, or, approximately, by an estimate such as the mean of many runs.
 
-    `num_calls` is the number of particles simulated so far, including the one that is repeated (as it is in
-    `EnKG.num_forward_evaluations`); `num_reused` that of results that came from the store instead, which
-    `EnKG.num_forward_evaluations` counts too; `num_rejected` that of failures. `num_repeated` counts apart what a
-    failure made it repeat: where a vectorised call raises, its ensemble is halved until it is known for which
-    particles. Elements of plates count one each. Asking for a gradient raises `TypeError`.
+    The result of a failure is NaN, so a model may handle it with `jnp.where(jnp.isnan(f), ..., f)`. Results that cannot
+    hold NaN (`dtype=int`, bool) are 0 there, and the likelihood is zero all the same.
 
-    Under `jax.lax.cond` it is called for every particle all the same, since JAX evaluates both branches of an ensemble
-    and selects afterwards. To spare it parameters that it cannot take, write two `where`s:
-    `jnp.where(good, simulate(jnp.where(good, a, safe)), otherwise)` with any `safe` that it can take.
+    The store finds simulations by `name`, `version`, and the arguments bit by bit. The simulator must be a function of
+    those alone: not of global settings, files, or variables in a closure. Failures are stored where they count as zero
+    likelihood, as under "reject" and, being few, "tolerate", and are returned as failures again. Those that end a run
+    are not stored, and under "raise" none is stored or reused, so that corrected code runs again. A stored time-out is
+    reused unless more time is allowed now. `Store(folder).forget_failures()` makes all failures run again. A vectorised
+    call is stored as a whole when it has ended; of identical arguments only one is run.
 
-    Raises `TypeError` where `fn` cannot be called, or cannot be sent to the processes of a pool, `ValueError` for
-    a shape, timeout, plates or on_failure that makes no sense, or a store that is a file or a folder of something
-    else. Warns of a pool that forks.
+    Under `jax.lax.cond` the simulator is called for every particle, since JAX evaluates both branches of an ensemble
+    and selects afterwards. To avoid parameters outside its domain, write two `where`s: `jnp.where(good,
+    simulate(jnp.where(good, a, safe)), otherwise)` with any `safe` inside the domain. Asking for a gradient raises
+    `TypeError`. A warning is given for a process pool that forks.
+
+    Args:
+        fn: takes NumPy arrays and returns an array of `shape` for one particle; for a program or a server, the result
+            of `command_simulator` or `umbridge_simulator` of `enkg_ppl.evaluation`.
+        shape: of the result for one particle, `()` for a number. Where it follows an argument, so that the model can
+            also be run at other points, a function of the arguments: `lambda a, times: times.shape`.
+        dtype: of the result (default: JAX's float).
+        vectorized: True where every argument of `fn` has a leading particle axis and so has the result, `(particles,
+            *shape)`: one call an ensemble. Otherwise `fn` is called once a particle.
+        executor: runs the calls side by side instead of in turn: anything with `submit`. A process pool needs a
+            picklable `fn`; one that forks (the default on Linux before Python 3.14) hangs where `fn` uses JAX: pass it
+            `mp_context=multiprocessing.get_context("spawn")`. A `ProcessPoolExecutor` whose worker dies is made anew,
+            and the lost simulations are repeated.
+        timeout: seconds a call may take, from its start. A call that takes longer is abandoned in a thread that ends
+            with the program. The processes that it started are ended (on Linux), its own Python code too, compiled code
+            is not.
+        on_failure: treatment of an exception, `sys.exit`, a time-out, the death of a worker process or a NaN.
+            "tolerate": a few failures, at most 1 % of a run's simulations (up to chance while the run goes on), have
+            zero likelihood, and one warning at the end names the first; more of them raise, and so does an error in the
+            code of `fn` (a `NameError`, `AttributeError`, `TypeError`, `ImportError`, ...). Outside of a run they all
+            raise. "raise": the first raises. "reject": such parameters have zero likelihood, however many; it raises
+            only where every simulation fails.
+        plates: "map" simulates the elements of plates one by one: every argument is then one number a simulation, and
+            `simulate(a)` of an `a` of shape (5,) is five simulations with a result of shape `(5, *shape)`.
+        check_deterministic: whether each run repeats one simulation, and warns where the result differs.
+        name: for messages, and for the store (default: the function's own).
+        store: a folder, or a `Store`, in which every simulation is kept as soon as it is finished. Stored simulations
+            are not repeated, in this run or any other; a run that was killed, started again with the same key, ends
+            with the numbers of an unbroken one.
+        version: of the simulator: change it when its results change. Simulations of other versions stay, unused.
+
+    Returns:
+        A `BlackBox`. Its `num_calls` is the number of particles simulated so far, including the repeated one (as
+            in `EnKG.num_forward_evaluations`); `num_reused` that of results from the store, which
+            `EnKG.num_forward_evaluations` counts too; `num_rejected` that of failures. `num_repeated` counts separately
+            the repetitions after a failure: where a vectorised call raises, its ensemble is halved until the failing
+            particles are known. Elements of plates count one each.
+
+    Raises:
+        BlackBoxError: when called, where failures are not tolerated; the message names the parameters.
+        TypeError: where `fn` cannot be called, or cannot be sent to the processes of a pool.
+        ValueError: for an invalid shape, timeout, plates or on_failure, or a store that is a file or a folder of
+            something else.
     """
     return BlackBox(
         fn, shape, dtype, vectorized, executor, timeout, on_failure, plates, check_deterministic, name, store, version
@@ -129,7 +140,22 @@ def blackbox(
 
 
 class BlackBox:
-    """A simulator in host code; made by `blackbox`."""
+    """A simulator in host code; made by `blackbox`.
+
+    Args:
+        fn: see `blackbox`, as for all arguments.
+        shape: of the result for one particle, or a function of the arguments.
+        dtype: of the result.
+        vectorized: whether `fn` takes all particles at once.
+        executor: runs the calls side by side.
+        timeout: seconds a call may take.
+        on_failure: "tolerate", "raise" or "reject".
+        plates: "map", or None.
+        check_deterministic: whether each run repeats one simulation.
+        name: for messages and the store.
+        store: where finished simulations are kept.
+        version: of the simulator.
+    """
 
     def __init__(
         self,
@@ -202,7 +228,11 @@ class BlackBox:
         return f"blackbox({self.name}, shape={self.shape}, num_calls={self.num_calls})"
 
     def __call__(self, *args) -> jax.Array:
-        """Simulate. Arguments: arrays or numbers; under `jax.vmap` each gains a leading axis, as does the result."""
+        """Simulate.
+
+        Args:
+            *args: arrays or numbers; under `jax.vmap` each gains a leading axis, as does the result.
+        """
         args = tuple(jnp.asarray(a) for a in args)
         if self.plates is None:
             return self._call(args)

@@ -48,37 +48,42 @@ def command_simulator(
             timeout=60,
         )
 
-    The program runs once a particle, in a new directory that is its working directory, as many side by side as the
-    executor has workers; threads do, since it is a process already.
+    The program runs once a particle, with a new directory as its working directory, as many side by side as the
+    executor has workers. Threads suffice, since the program is a process of its own.
 
-    `command`: the program and its arguments. No shell reads them: spaces, quotes and `$` stand for themselves. The
-    program is looked for when this is called, by its path or on `PATH`. Other files that it needs are named by absolute
-    paths; an argument that is a `pathlib.Path` is made absolute, as in `[sys.executable, Path("heat.py"), "{x}"]`.
-    `parameters`: names of the parameters, in the order in which the simulator takes them. Not needed where there is
-    one alone. `{name}` stands for a parameter in arguments, files and `stdin`, `{name[3]}` or `{name[0, 1]}` for one
-    number of it; `{{name}}` is the text `{name}`, and every other brace stands for itself. Numbers are written with as
-    many digits as it takes to read the same ones back, truth values as 1 and 0. A vector is written as its numbers with
-    a space between them, a matrix as its rows on lines of their own; an argument that is `{name}` and nothing else
-    becomes one argument for every number.
-    `files`: text files to be written before the program starts. A mapping of their names (relative, without `..`) to
-    their contents, or to the `pathlib.Path` of a file that has them; or the path of one such file, which keeps its
-    name. They are read when this is called.
-    `stdin`: text for its standard input (default: none, the end of the file).
-    `output`: name of the file that has the results (default: what it writes to standard output).
-    `parse`: function of the text of the output that returns the numbers (default: `numpy.loadtxt`, numbers between
-    white space and comments after `#`). They are put into the shape that `blackbox` says, in C order.
-    `keep`: which directories are kept. Those of simulations that failed are named in the message; where many fail,
-    "none" spares the disk. What the program wrote is there in `standard_output` and `standard_error`.
-    `directory`: where they are made (default: where the system has temporary files).
+    `{name}` stands for a parameter in arguments, files and `stdin`, `{name[3]}` or `{name[0, 1]}` for one number of it;
+    `{{name}}` is the text `{name}`, and every other brace stands for itself. Numbers are written with as many digits as
+    it takes to read the same ones back, truth values as 1 and 0. A vector is written as its numbers with a space
+    between them, a matrix as its rows on lines of their own; an argument that is `{name}` and nothing else becomes one
+    argument for every number.
 
-    A simulation fails, as `blackbox` means it, where the program cannot be started, ends with a status other than 0 or
-    by a signal, does not write the file, or writes NaN, something else than numbers or another number of them; the
-    message has the last lines of its standard error. At a time-out it is ended, and so is, always, what it has
-    started and left running in its process group.
+    A simulation fails, in the sense of `blackbox`, where the program cannot be started, ends with a status other than 0
+    or by a signal, does not write the file, or writes NaN, something other than numbers or a different number of them;
+    the message has the last lines of its standard error. At a time-out the program is ended. Processes that it started
+    and left running in its process group are always ended.
 
-    Raises `FileNotFoundError` where the program or a template is not there; `ValueError` for names of parameters that
-    do not match their places, names of files that lead out of the directory, and other settings that make no sense;
-    `TypeError` where the command is a string.
+    Args:
+        command: the program and its arguments. No shell reads them: spaces, quotes and `$` stand for themselves. The
+            program is located immediately, by its path or on `PATH`. Other files that it needs are named by absolute
+            paths; an argument that is a `pathlib.Path` is made absolute, as in `[sys.executable, Path("heat.py"),
+            "{x}"]`.
+        parameters: names of the parameters, in the order of the simulator's arguments. Not needed for a single one.
+        files: text files to be written before the program starts. A mapping of their names (relative, without `..`) to
+            their contents, or to the `pathlib.Path` of a file that has them; or the path of one such file, which keeps
+            its name. They are read immediately.
+        stdin: text for its standard input (default: none, the end of the file).
+        output: name of the file that has the results (default: standard output).
+        parse: function of the text of the output that returns the numbers (default: `numpy.loadtxt`, numbers between
+            white space and comments after `#`). They are reshaped to the shape given to `blackbox`, in C order.
+        keep: which directories are kept. Those of failed simulations are named in the message; where many fail, "none"
+            saves disk space. The program's output is there in `standard_output` and `standard_error`.
+        directory: parent of these directories (default: the system's directory for temporary files).
+
+    Raises:
+        FileNotFoundError: where the program or a template is not there.
+        ValueError: for names of parameters that do not match their places, names of files that lead out of the
+            directory, and other invalid settings.
+        TypeError: where the command is a string.
     """
     if isinstance(command, str | bytes) or not command:
         raise TypeError(

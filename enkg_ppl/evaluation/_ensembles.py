@@ -91,10 +91,13 @@ class _Request:
 
 
 class Barrier:
-    """Where ensembles in different threads wait for each other, so that one call simulates for all.
+    """Joins the calls of ensembles in different threads, so that one call simulates for all.
 
-    A call is made as soon as every ensemble that is still running has asked; in the order of the ensembles, so that
-    the result does not depend on which thread was first.
+    A call is made as soon as every ensemble that is still running has asked; in the order of the ensembles, so that the
+    result does not depend on which thread was first.
+
+    Args:
+        num_members: number of ensembles.
     """
 
     def __init__(self, num_members: int):
@@ -105,7 +108,11 @@ class Barrier:
 
     @contextlib.contextmanager
     def attended(self, member: int) -> Iterator[None]:
-        """Inside, this thread is the ensemble `member`; the others do not wait for it afterwards."""
+        """Inside, this thread is the ensemble `member`; the others do not wait for it afterwards.
+
+        Args:
+            member: number of the ensemble.
+        """
         self._here.member = member
         try:
             yield
@@ -115,7 +122,14 @@ class Barrier:
                 self._serve_if_complete()
 
     def simulate(self, simulator, simulate: Callable[[Ensemble, Callable], Any], x: Ensemble, finish: Callable):
-        """``simulate(x, finish)``, the x of all ensembles together."""
+        """``simulate(x, finish)``, the x of all ensembles together.
+
+        Args:
+            simulator: the same object for calls that can be joined.
+            simulate: the joint call.
+            x: this ensemble's latent vectors, shape (particles, dim).
+            finish: passed on to `simulate`.
+        """
         request = _Request(self._here.member, simulator, simulate, x, finish)
         with self._condition:
             self._asked.append(request)

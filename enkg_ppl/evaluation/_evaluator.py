@@ -87,7 +87,12 @@ def _response(likelihood: Likelihood, g: EnsembleOutput) -> Response:
 
 
 class Simulated(NamedTuple):
-    """What an ensemble's simulations gave: outputs, and the values of sites where `InverseProblem.replay` has them."""
+    """Results of an ensemble's simulations.
+
+    Attributes:
+        outputs: of the simulator.
+        values: of sites, where `InverseProblem.replay` has them.
+    """
 
     outputs: EnsembleOutput
     values: Any = None
@@ -135,17 +140,21 @@ def _marked(part, failed: Bool[np.ndarray, " kept"]):
 
 
 class Evaluator:
-    """The simulator on ensembles, called from the host: it alone counts simulations, and refuses those over the limit.
+    """The simulator on ensembles, called from the host; it counts simulations and refuses those over the limit.
 
     One evaluation is one particle in one call. Rows that only fill up a batch are not counted, and black boxes are not
     called for them. Nor are they for particles that are not finite: these have a likelihood of zero and a response that
-    is NaN, and count neither as evaluations nor among the simulations that failed, but as skipped.
-    The simulator is compiled for a few numbers of particles only: in JAX for batches of `batch_size`
-    (and, in long runs, small ones where it has loops, as a network prior's flow is one), in host code for up to
-    `HOST_BATCHES` times that, so that a vectorised one sees many particles in a call.
+    is NaN, and count as skipped, neither as evaluations nor as failures. The simulator is compiled for a few numbers of
+    particles only: in JAX for batches of `batch_size` (and, in long runs, small ones where it has loops, as a network
+    prior's flow is one), in host code for up to `HOST_BATCHES` times that, so that a vectorised one receives many
+    particles in a call.
 
-    `ledger`: the account of what is simulated; callers ask `affords` first, and get `BudgetEnd` where they do not.
-    `barrier`: where other ensembles' evaluations are joined with these.
+    Args:
+        problem: the inverse problem whose `forward` is simulated.
+        batch_size: particles in a compiled batch.
+        chunk_size: particles simulated at a time, to bound memory (default: all).
+        ledger: the account of simulations (default: a new one without limit). Callers ask `affords` first, and get
+            `BudgetEnd` where they do not.
     """
 
     def __init__(
@@ -182,14 +191,23 @@ class Evaluator:
         return self._all_sizes if self._num_batches[0] >= MANY_BATCHES else self._usual_sizes
 
     def another(self, ledger: Ledger, barrier: Barrier | None = None) -> Evaluator:
-        """An evaluator for the same simulator with an account and a memory of its own."""
+        """An evaluator for the same simulator with an account and a memory of its own.
+
+        Args:
+            ledger: its account.
+            barrier: joins its evaluations with those of other ensembles.
+        """
         other = copy.copy(self)
         other.ledger, other.barrier, other._kept = ledger, barrier, []
         other.first_simulated = None
         return other
 
     def handed_to(self, problem: InverseProblem) -> Evaluator:
-        """An evaluator for the same simulator in other coordinates, with the same account."""
+        """An evaluator for the same simulator in other coordinates, with the same account.
+
+        Args:
+            problem: the same problem in those coordinates.
+        """
         if problem is self.problem:
             return self
         # The other forward map may go through this problem's prior, which may be a large network.
@@ -201,12 +219,12 @@ class Evaluator:
 
     @property
     def count(self) -> int:
-        """Evaluations made so far, in whatever coordinates."""
+        """Evaluations made so far, in all coordinates."""
         return self.ledger.count
 
     @property
     def num_failed(self) -> int:
-        """Those of them that failed."""
+        """Evaluations that failed."""
         return self.ledger.num_failed
 
     @property
@@ -224,17 +242,30 @@ class Evaluator:
         return self.ledger.remaining
 
     def affords(self, num: float) -> bool:
-        """Whether so many evaluations may still be made; see `Ledger.affords`."""
+        """Whether so many evaluations may still be made; see `Ledger.affords`.
+
+        Args:
+            num: number of evaluations.
+        """
         return self.ledger.affords(num)
 
     def reach(self, words: str, draws: Ensemble | None = None) -> None:
-        """Write down that a stage is finished, and with which particles (those simulated last for their response)."""
+        """Record that a stage is finished, and with which particles.
+
+        Args:
+            words: description of the stage.
+            draws: the particles, shape (particles, dim) (default: those last simulated for their response).
+        """
         if draws is None and self._kept:
             draws = self._kept[-1][0]
         self.ledger.reached = Reached(self.problem, draws, words)
 
     def response(self, x: Ensemble) -> Response:
-        """Working responses of all particles, as NumPy arrays; NaN where the simulation failed."""
+        """Working responses of all particles, as NumPy arrays; NaN where the simulation failed.
+
+        Args:
+            x: latent vectors, shape (particles, dim).
+        """
         response, failed = self._evaluate(x, _responses)
         self._count_failed(failed, x)
         self.first_simulated = self.first_simulated or (np.asarray(x), response)
@@ -243,24 +274,36 @@ class Evaluator:
 
     @property
     def simulated(self) -> tuple[Ensemble, Response] | None:
-        """Particles of the last calls of `response` and what they gave, one below the other; None before the first."""
+        """Particles and responses of the last calls of `response`, concatenated; None before the first."""
         if not self._kept:
             return None
         return jax.tree.map(lambda *parts: np.concatenate(parts), *self._kept)
 
     def log_likelihood(self, x: Ensemble) -> Float[np.ndarray, " particles"]:
-        """Log likelihood of every particle; -inf where the simulation failed."""
+        """Log likelihood in nats of every particle; -inf where the simulation failed.
+
+        Args:
+            x: latent vectors, shape (particles, dim).
+        """
         return self._without_failures(self._evaluate(x, _log_likelihoods), x)
 
     def log_likelihood_and_response(self, x: Ensemble) -> tuple[Float[np.ndarray, " particles"], Response]:
-        """Both from one evaluation a particle."""
+        """Both from one evaluation a particle.
+
+        Args:
+            x: latent vectors, shape (particles, dim).
+        """
         log_likelihood, response = self._evaluate(x, _both_of_them)
         return self._without_failures(log_likelihood, x), response
 
     def all_of(self, x: Ensemble) -> tuple[Float[np.ndarray, " particles"], Response, Simulated | None]:
-        """Log likelihood, response, and all else that was simulated, from one evaluation a particle.
+        """Log likelihood, response, and simulated values, from one evaluation a particle.
 
-        The last is None where the problem has no `replay`, so that nobody will want it.
+        Args:
+            x: latent vectors, shape (particles, dim).
+
+        Returns:
+            The three; the last is None where the problem has no `replay`, so that it is not needed.
         """
         if self.problem.replay is None:
             return *self.log_likelihood_and_response(x), None

@@ -16,14 +16,18 @@ MARK = "enkg_ppl_store.json"  # tells a store from a folder of something else
 
 
 class Simulations:
-    """The simulations that a store has of one simulator: of one name, version, and one set of shapes and dtypes."""
+    """The stored simulations of one simulator: of one name, version, and one set of shapes and dtypes.
+
+    Args:
+        shelf: the files of these simulations.
+    """
 
     def __init__(self, shelf: Shelf):
         self._shelf = shelf
 
     @property
     def name(self) -> str:
-        """The simulator's."""
+        """Name of the simulator."""
         return self._shelf.about["simulator"]
 
     @property
@@ -44,10 +48,12 @@ class Simulations:
         return f"{len(self):,} of {self.name}{version} ({shapes})"
 
     def table(self) -> dict[str, np.ndarray]:
-        """Arguments by name, "result" and "failed"; each leads with the simulations.
+        """The stored arguments and results as arrays.
 
-        Of a simulation that failed, "failed" is True and "result" NaN (0 where it cannot be NaN). An argument that has
-        the name of one of these two is called "argument 0", by its place.
+        Returns:
+            Arguments by name, "result" and "failed"; each has the simulations as leading axis. Of a simulation that
+                failed, "failed" is True and "result" NaN (0 where it cannot be NaN). An argument named like one of
+                these two is called "argument 0", by its place.
         """
         arguments, results, failed = self._shelf.table()
         return {**dict(zip(self._names(), arguments, strict=True)), "result": results, "failed": failed}
@@ -55,15 +61,15 @@ class Simulations:
     def to_arviz(self):
         """The table as ArviZ's `InferenceData` (0.x) or `DataTree` (1.x).
 
-        It is the group constant_data, with the first dimension "simulation": these are no draws of anything, they lie
-        where the runs asked for them.
+        It is the group constant_data, with the first dimension "simulation": the points are where the runs simulated,
+        and not draws of a distribution.
         """
         from enkg_ppl._arviz import from_simulations  # importing ArviZ takes seconds
 
         return from_simulations(self.table(), {"simulator": self.name, "version": self.version})
 
     def forget_failures(self) -> int:
-        """Take out what failed, so that it is run again; returns how many there were."""
+        """Remove failed simulations, so that they are run again; returns how many there were."""
         return self._shelf.forget()
 
     def _names(self) -> list[str]:
@@ -76,11 +82,15 @@ class Simulations:
 class Store:
     """A folder of finished simulations; what `blackbox(..., store=)` and `EnKG(..., store=)` take, or its path alone.
 
-    `path`: a folder, which need not exist yet. It may be used by several simulators, which are told apart by name,
-    version, shapes and dtypes, and by several processes at once; they may then both simulate what neither had yet.
-    `len` is the number of simulations in it. Nothing in it is ever run by reading it: the files are safetensors.
+    `len` is the number of simulations in it. Reading it never executes code: the files are safetensors.
 
-    Raises `ValueError` where the path is a file, or a folder of something else.
+    Args:
+        path: a folder, which need not exist yet. It may be used by several simulators, which are told apart by name,
+            version, shapes and dtypes, and by several processes at once, which may then both simulate a point that
+            neither had yet.
+
+    Raises:
+        ValueError: where the path is a file, or a folder of something else.
     """
 
     def __init__(self, path: str | Path | Store):
@@ -102,7 +112,7 @@ class Store:
 
     @property
     def simulators(self) -> list[Simulations]:
-        """What there is of each simulator, in the order of names, versions and shapes."""
+        """The stored simulations of each simulator, in the order of names, versions and shapes."""
         found = []
         for file in sorted(self.path.glob(f"*/{ABOUT}")):
             try:
@@ -115,15 +125,23 @@ class Store:
         return sorted(found, key=lambda one: (one.name, one.version, repr(one)))
 
     def table(self) -> dict[str, np.ndarray]:
-        """Of the one simulator that there is; see `Simulations.table`. Raises `ValueError` where there are more."""
+        """The table of the only simulator; see `Simulations.table`.
+
+        Raises:
+            ValueError: where there are several simulators, or none.
+        """
         return self._only().table()
 
     def to_arviz(self):
-        """Of the one simulator that there is; see `Simulations.to_arviz`. Raises `ValueError` where there are more."""
+        """The only simulator as ArviZ reads it; see `Simulations.to_arviz`.
+
+        Raises:
+            ValueError: where there are several simulators, or none.
+        """
         return self._only().to_arviz()
 
     def forget_failures(self) -> int:
-        """Take out what failed, of all simulators, so that it is run again; returns how many there were."""
+        """Remove failed simulations of all simulators, so that they are run again; returns how many there were."""
         return sum(one.forget_failures() for one in self.simulators)
 
     def _only(self) -> Simulations:
@@ -138,7 +156,15 @@ class Store:
     # -- for black boxes -----------------------------------------------------------------------------------------
 
     def shelf(self, name: str, version: str, rows, result, names: list[str]) -> Shelf:
-        """Where the simulations of a black box are; `rows`: arguments with a leading axis."""
+        """The files of a black box's simulations.
+
+        Args:
+            name: of the simulator.
+            version: of the simulator.
+            rows: arguments with a leading axis.
+            result: shape and dtype of the result.
+            names: of the arguments.
+        """
         return self._shelf(describe(name, version, rows, result), names)
 
     def _shelf(self, about: dict[str, Any], names: list[str]) -> Shelf:
@@ -150,7 +176,7 @@ class Store:
             return self._shelves[folder]
 
     def take_news(self) -> list[str]:
-        """Sentences for the user, which nobody has said yet."""
+        """Sentences for the user that were not shown yet."""
         with self._lock:
             news, self._news = self._news, []
         return news

@@ -38,23 +38,30 @@ CONNECT_SECONDS = 30.0  # where a simulation may take any time
 
 
 def umbridge_simulator(url: str, name: str, *, config: dict | None = None) -> UMBridgeSimulator:
-    """The model of that name, served by UM-Bridge at that address, as a simulator to be given to `blackbox`.
+    """A model served by UM-Bridge, as a simulator to be given to `blackbox`.
 
         simulate = blackbox(umbridge_simulator("http://localhost:4242", "tsunami"), shape=(4,), timeout=600)
 
     It takes one argument for every parameter vector of the model, a number where the vector has one element, and
-    returns all the numbers of the output vectors, one vector after the other, in the shape that `blackbox` says.
-    `config`: settings of the model, as JSON (NumPy's numbers and arrays are made plain ones).
+    returns all the numbers of the output vectors, one vector after the other, in the shape given to `blackbox`.
 
     A server answers one request at a time unless it says otherwise (`max_workers` of `umbridge.serve_models`), so an
     executor of more threads than that waits, and waiting counts for the time-out. A request that has timed out is
-    closed, but the server goes on with it. Infinite outputs are infinite here, also as servers in Python write them,
-    which is no JSON; a NaN (or `null`) is a failure, as are error messages of the server and answers that are not what
-    it said they would be. Where it cannot be reached any more the run ends, whatever `on_failure` says. Redirects are
-    not followed, proxies and passwords are not used, and answers that are far longer than the outputs are not read.
+    closed, but the server continues with it. Infinite outputs are infinite here, also in the form that servers in
+    Python write, which is not valid JSON. A NaN (or `null`) is a failure, as are error messages of the server and
+    answers that differ from the announced sizes. Where the server cannot be reached any more the run ends, whatever
+    `on_failure` says. Redirects are not followed, proxies and passwords are not used, and answers that are far longer
+    than the outputs are not read.
 
-    Raises `ConnectionError` where nothing at the address speaks UM-Bridge, `ValueError` where the server has no such
-    model, the model cannot be evaluated, or the url or `config` makes no sense.
+    Args:
+        url: address of the server.
+        name: of the model.
+        config: settings of the model, as JSON (NumPy's numbers and arrays are made plain ones).
+
+    Raises:
+        ConnectionError: where nothing at the address speaks UM-Bridge.
+        ValueError: where the server has no such model, the model cannot be evaluated, or the url or `config` is
+            invalid.
     """
     address = _address(url)
     config = _plain(config)

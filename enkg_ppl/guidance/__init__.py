@@ -1,11 +1,11 @@
 """The guided flow, and corrections: how an ensemble at one noise level is steered towards the data.
 
 `guide` carries an ensemble down the noise levels; a `Correction` steers it at each. One paper, one file:
-`KalmanCorrection` is the default, which remembers `Pairs` of draws and outputs, and `PublishedCorrection` the paper's.
+`KalmanCorrection` is the default, which keeps `Pairs` of draws and outputs, and `PublishedCorrection` the paper's.
 
-A new correction derives from `Correction` and implements its five abstract methods: `step` is told by a `Level` where
-the flow is, and calls `Respond`, which simulates an ensemble and returns its `enkg_ppl.likelihood.Response`. It is
-used by ``correction=`` of `EnKG`, `infer` and `guide`.
+A new correction derives from `Correction` and implements its five abstract methods: `step` receives the present
+noise levels as a `Level` and calls `Respond`, which simulates an ensemble and returns its
+`enkg_ppl.likelihood.Response`. Pass it as ``correction=`` to `EnKG`, `infer` or `guide`.
 """
 
 from enkg_ppl.evaluation import Respond

@@ -15,7 +15,14 @@ from enkg_ppl.types import Ensemble, Key, Scalar
 
 
 class Level(NamedTuple):
-    """Where the flow is: level `index` of `num_steps`, from `sigma` to `sigma_next`."""
+    """A step of the flow between two noise levels.
+
+    Attributes:
+        index: of the level.
+        num_steps: number of levels.
+        sigma: noise level before the step.
+        sigma_next: noise level after the step.
+    """
 
     index: Int[Array, ""]
     num_steps: int
@@ -24,37 +31,73 @@ class Level(NamedTuple):
 
 
 class Correction(eqx.Module):
-    """One step of the guided flow. A new correction implements the five abstract methods below.
+    """One step of the guided flow; a new correction implements the five abstract methods below.
 
-    `step` is traced inside `lax.scan`, or called level by level from the host: what is costly to compile should be
-    jitted within it, apart from `respond`, so that it is compiled once for all simulators.
+    `step` is traced inside `lax.scan`, or called level by level from the host. Within it, code that is costly to
+    compile should be jitted, apart from `respond`, so that it is compiled once for all simulators.
     """
 
     @abc.abstractmethod
     def default_schedule(self, problem: InverseProblem) -> Schedule:
-        """Noise levels that suit this correction."""
+        """Noise levels that suit this correction.
+
+        Args:
+            problem: the inverse problem.
+        """
 
     @abc.abstractmethod
     def start(self, key: Key, problem: InverseProblem, num_particles: int, sigma: Scalar) -> Ensemble:
-        """The ensemble at the first noise level."""
+        """The ensemble at the first noise level, shape (num_particles, dim).
+
+        Args:
+            key: random key.
+            problem: the inverse problem.
+            num_particles: particles of the ensemble.
+            sigma: the first noise level.
+        """
 
     @abc.abstractmethod
     def init(self, problem: InverseProblem, x: Ensemble) -> Any:
-        """What is carried from level to level besides the ensemble (None where nothing is)."""
+        """State carried from level to level besides the ensemble (None where there is none).
+
+        Args:
+            problem: the inverse problem.
+            x: the ensemble at the first noise level, shape (particles, dim).
+        """
 
     @abc.abstractmethod
     def step(
         self, key: Key, x: Ensemble, level: Level, problem: InverseProblem, respond: Respond, memory: Any
     ) -> tuple[Ensemble, Any]:
-        """Steer the ensemble by the data at `level.sigma` and bring it to `level.sigma_next`."""
+        """Update the ensemble by the data at `level.sigma` and bring it to `level.sigma_next`.
+
+        Args:
+            key: random key.
+            x: the ensemble at `level.sigma`, shape (particles, dim).
+            level: the present noise level and the next.
+            problem: the inverse problem.
+            respond: simulates an ensemble and returns its working responses.
+            memory: the state carried from level to level.
+
+        Returns:
+            The ensemble at the next level and the new state.
+        """
 
     @abc.abstractmethod
     def num_updates_at(self, index: int, num_steps: int) -> int:
-        """How often `step` simulates every particle at level `index` of `num_steps`: for planning, nothing counts it.
+        """How often `step` simulates every particle at a level; used for planning, not for counting.
 
         A step that asks for more than the budget has left ends the flow (`BudgetEnd`).
+
+        Args:
+            index: of the level.
+            num_steps: number of levels.
         """
 
     def slope(self, memory: Any) -> Float[Array, "dim m"] | None:
-        """The linear map from latent to output learned on the way, None where there is none."""
+        """The linear map from latent to output learned during the flow, None where there is none.
+
+        Args:
+            memory: the state after the last level.
+        """
         return None

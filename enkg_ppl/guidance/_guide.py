@@ -37,18 +37,28 @@ def guide(
     progress: Callable[[int, int], None] | None = None,
     evaluator: Evaluator | None = None,
 ) -> Posterior:
-    """Carry an ensemble from the largest noise level to 0, steering it towards the data.
+    """Carry an ensemble from the largest noise level to 0, guided by the data.
 
-    `num_particles`: J. `correction`: how to steer (default `KalmanCorrection.for_problem(problem)`). `schedule`: noise
-    levels (default: the correction's own). `chunk_size`: particles simulated at a time, for memory (default: all).
-    `progress`: called with (levels done, levels in all). `evaluator`: simulates and counts. Either makes the loop
-    run on the host, level by level, instead of as one `lax.scan`, with the same numbers.
+    Particles that are not finite are never simulated. One that becomes so in a step is replaced by a finite one.
 
-    Particles that are not finite are never simulated. One that a step makes so takes the place of a finite one.
+    Args:
+        key: random key.
+        problem: the inverse problem.
+        num_particles: J.
+        correction: how the data guide the flow (default `KalmanCorrection.for_problem(problem)`).
+        schedule: noise levels (default: the correction's own).
+        chunk_size: particles simulated at a time, to bound memory (default: all).
+        progress: called with (levels done, levels in all). It, or an `evaluator`, makes the loop run on the host, level
+            by level, instead of as one `lax.scan`, with the same numbers.
+        evaluator: simulates and counts.
 
-    Returns a `Posterior` whose draws, shape (J, dim), have equal weights and no log likelihood.
-    Raises `ValueError` for fewer than two particles, and, before anything is simulated, for more simulations than the
-    evaluator may make; and what a black box raised.
+    Returns:
+        A `Posterior` whose draws, shape (J, dim), have equal weights and no log likelihood.
+
+    Raises:
+        ValueError: for fewer than two particles, and, before anything is simulated, for more simulations than the
+            evaluator may make.
+        BlackBoxError: where a black box fails.
 
     Source: Zheng et al., arXiv 2409.20175, algorithm 1.
     """

@@ -53,16 +53,18 @@ FORGETTING, FORGETTING_OF_FIELDS, FORGETTING_OF_FIELDS_LOCAL = 0.5, 0.8, 0.45
 class KalmanCorrection(Correction):
     """Noise-aware guidance by Kalman updates of conditional draws; the default.
 
-    `num_steps`: noise levels of the default schedule; a level costs one forward evaluation a particle.
-    `last_level`: smallest noise level of the default schedule, in units of the prior's widest standard deviation.
-    Where the noise is low, the simulator bends and pairs of draw and output outnumber unknowns, 0.03 is better.
-    `rho`: bends the default schedule as in `Karras`; None for levels in equal ratios, of which more are small.
-    `forgetting_factor`: weight of one level's simulations when the next level's slope is fitted, in [0, 1], 1
-    for no forgetting (default 0.5; where the prior is of fields 0.45 for slopes that are told of the grid, and 0.8 for
-    the one that is not). Small values follow a simulator that bends, large ones average.
-    `num_draw_steps`: reverse-SDE steps of a conditional draw, where the prior has none in closed form.
-    `max_innovation`: innovations larger than this many of their own standard deviations (root mean square over
-    the data) are scaled down to it, so that a strongly nonlinear simulator cannot throw particles out.
+    Attributes:
+        num_steps: noise levels of the default schedule; a level costs one forward evaluation a particle.
+        last_level: smallest noise level of the default schedule, in units of the prior's widest standard deviation. For
+            low noise, a nonlinear simulator and more pairs of draw and output than unknowns, 0.03 is better.
+        rho: exponent of the default schedule as in `Karras`; None for levels in geometric progression, of which more
+            are small.
+        forgetting_factor: weight of one level's simulations when the next level's slope is fitted, in [0, 1], 1 for no
+            forgetting (default 0.5; for priors of fields 0.45 for slopes fitted with the grid, and 0.8 for the one
+            fitted without). Small values follow a nonlinear simulator, large ones average.
+        num_draw_steps: reverse-SDE steps of a conditional draw, where the prior has none in closed form.
+        max_innovation: innovations larger than this many of their own standard deviations (root mean square over the
+            data) are scaled down to it, so that a strongly nonlinear simulator cannot throw particles out.
     """
 
     num_steps: int = eqx.field(static=True, default=20)
@@ -84,9 +86,14 @@ class KalmanCorrection(Correction):
 
     @classmethod
     def for_problem(cls, problem: InverseProblem, **options) -> KalmanCorrection:
-        """With the levels that this problem's prior needs: of fields and images more, and down to a smaller one.
+        """Noise levels that suit this problem's prior: more of them, and a smaller last one, for fields and images.
 
-        There pairs of draw and output are few beside unknowns, and a simulator that bends is straight only near by.
+        For these there are fewer pairs of draw and output than unknowns, and a nonlinear simulator is linear only
+        locally.
+
+        Args:
+            problem: the inverse problem.
+            **options: attributes of the correction, in place of the choice made here.
         """
         if problem.prior.grid is not None:
             options = {

@@ -21,21 +21,27 @@ from enkg_ppl.types import Ensemble, Key
 
 
 class PublishedCorrection(Correction):
-    """The paper's correction to the letter.
+    """The correction exactly as published.
 
-    Every particle is mapped to noise level 0 by Euler steps of the probability-flow ODE and simulated,
-    ``g_j = G(x0_j)``; with ``e_j = g_j - y`` and ``c = E (G - mean G)^T / J`` (J x J, rows j) the update is
-    ``x <- x - scale / ||c||_F * c (x - mean x)``. The division by ``||c||_F`` cancels the noise level: the result
-    cannot depend on it, and the ensemble collapses. Use it to reproduce the paper; for posteriors use
-    `KalmanCorrection` and a refinement.
+    Every particle is mapped to noise level 0 by Euler steps of the probability-flow ODE and simulated, ``g_j =
+    G(x0_j)``; with ``e_j = g_j - y`` and ``c = E (G - mean G)^T / J`` (J x J, rows j) the update is ``x <- x - scale /
+    ||c||_F * c (x - mean x)``. The division by ``||c||_F`` cancels the noise level: the result cannot depend on it, and
+    the ensemble collapses. Use it to reproduce the paper; for posteriors use `KalmanCorrection` and a refinement.
 
-    `guidance_scale`: step size, dimensionless. `num_updates`: updates a level. `start`, `stop`: fractions of the
-    levels left unguided at either end. `lr_min_ratio`: > 0 lets the scale decay linearly to this value.
-    `max_inner_steps`, `levels_per_inner_step`: Euler steps to noise level 0 at level i of N are
-    ``min(1 + (N - i) // levels_per_inner_step, max_inner_steps)``. `inner_sigma_min`, `rho`: the inner grid.
+    The default is the paper's setting for Navier-Stokes; black-hole imaging used ``guidance_scale=3.5, num_updates=1,
+    start_fraction=stop_fraction=0.1, lr_min_ratio=1e-3``.
 
-    The default is the paper's setting for Navier-Stokes; black-hole imaging used
-    ``guidance_scale=3.5, num_updates=1, start_fraction=stop_fraction=0.1, lr_min_ratio=1e-3``.
+    Attributes:
+        guidance_scale: step size, dimensionless.
+        num_updates: updates a level.
+        start_fraction: fraction of the levels left unguided at the start.
+        stop_fraction: fraction of the levels left unguided at the end.
+        lr_min_ratio: > 0 lets the scale decay linearly to this value.
+        max_inner_steps: Euler steps to noise level 0 at level i of N are ``min(1 + (N - i) // levels_per_inner_step,
+            max_inner_steps)``.
+        levels_per_inner_step: see `max_inner_steps`.
+        inner_sigma_min: smallest noise level of the Euler steps before 0.
+        rho: exponent of their noise levels, as in `Karras`.
     """
 
     guidance_scale: float = 2.0
@@ -64,7 +70,12 @@ class PublishedCorrection(Correction):
         return None
 
     def is_guided(self, index, num_steps: int):
-        """Whether level `index` of `num_steps` is guided: ``start N < i < N - int(stop N)``."""
+        """Whether a level is guided: ``start N < i < N - int(stop N)``.
+
+        Args:
+            index: of the level, i.
+            num_steps: number of levels, N.
+        """
         first, last = self.start_fraction * num_steps, num_steps - int(self.stop_fraction * num_steps)
         return (first < index) & (index < last)
 
@@ -72,18 +83,35 @@ class PublishedCorrection(Correction):
         return self.num_updates if self.is_guided(index, num_steps) else 0
 
     def num_inner_steps(self, index, num_steps: int):
-        """Euler steps from level `index` to noise level 0."""
+        """Euler steps from a level to noise level 0.
+
+        Args:
+            index: of the level.
+            num_steps: number of levels.
+        """
         return jnp.minimum(1 + (num_steps - index) // self.levels_per_inner_step, self.max_inner_steps)
 
     def scale(self, index, num_steps: int):
-        """Step size at level `index`."""
+        """Step size at a level.
+
+        Args:
+            index: of the level.
+            num_steps: number of levels.
+        """
         if self.lr_min_ratio <= 0:
             return jnp.asarray(self.guidance_scale)
         decay = (num_steps - index) / num_steps
         return self.guidance_scale * (1 - self.lr_min_ratio) * decay + self.lr_min_ratio
 
     def update(self, x: Ensemble, level: Level, problem: InverseProblem, respond: Respond) -> Ensemble:
-        """One ensemble Kalman update at a fixed noise level."""
+        """One ensemble Kalman update at a fixed noise level.
+
+        Args:
+            x: the ensemble, shape (particles, dim).
+            level: the present noise level and the next.
+            problem: the inverse problem.
+            respond: simulates an ensemble and returns its working responses.
+        """
         n = self.num_inner_steps(level.index, level.num_steps)
         x0 = _to_zero(problem.prior, x, level.sigma, n, self.inner_sigma_min, self.rho)
         return _kalman_step(x, respond(x0), self.scale(level.index, level.num_steps))

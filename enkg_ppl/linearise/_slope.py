@@ -26,11 +26,15 @@ REMEMBER = 0.5
 
 
 class Pairs(NamedTuple):
-    """Centred draws and outputs of the last levels, newest first, and what was learned from them.
+    """Centred draws and outputs of the last levels, newest first, and the slopes fitted to them.
 
-    `usable`: 1 where there is a pair. `slope`: the one that is used. `candidates`: slopes that compete to predict the
-    next level's outputs, and `misses`: what each has missed of outputs that it had not seen, a mean over the levels
-    that forgets.
+    Attributes:
+        draws: conditional draws less their mean.
+        outputs: of the simulator, less their mean.
+        usable: 1 where there is a pair, 0 elsewhere.
+        slope: the one that is used.
+        candidates: slopes that compete to predict the next level's outputs.
+        misses: prediction error of each candidate on unseen outputs, an exponentially forgetting mean over the levels.
     """
 
     draws: Float[Array, "levels particles dim"]

@@ -27,14 +27,24 @@ from enkg_ppl.types import Key, Scalar
 
 
 class ADMEncoderLevel(eqx.Module):
-    """A resolution on the way down: how it is entered, and its blocks."""
+    """A resolution of the encoder.
+
+    Attributes:
+        enter: the first convolution, or the layer that halves the resolution.
+        blocks: residual blocks.
+    """
 
     enter: Conv2d | ResidualBlock | Resampling  # the stem at full resolution, a halving layer below
     blocks: tuple[ResidualBlock, ...]
 
 
 class ADMDecoderLevel(eqx.Module):
-    """A resolution on the way up."""
+    """A resolution of the decoder.
+
+    Attributes:
+        enter: the middle blocks at the lowest resolution, otherwise the layer that doubles it.
+        blocks: residual blocks.
+    """
 
     enter: tuple[ResidualBlock | Resampling, ...]  # the middle of the U at the lowest resolution, a doubling above
     blocks: tuple[ResidualBlock, ...]
@@ -43,29 +53,36 @@ class ADMDecoderLevel(eqx.Module):
 class ADMUNet(Configured):
     """U-Net with residual blocks and self-attention for events of shape ``(channels, height, width)``.
 
-    One class for the U-Net of Ho et al. 2020 (arXiv 2006.11239), ADM of Dhariwal & Nichol 2021 (arXiv 2105.05233),
-    and what descends from them: `DhariwalUNet` of the EDM code, `UNetModel` of guided diffusion and `UNet2DModel` of
-    diffusers differ in these settings only. The defaults are ADM's.
+    One class for the U-Net of Ho et al. 2020 (arXiv 2006.11239), ADM of Dhariwal & Nichol 2021 (arXiv 2105.05233), and
+    their descendants: `DhariwalUNet` of the EDM code, `UNetModel` of guided diffusion and `UNet2DModel` of diffusers
+    differ in these settings only. The defaults are ADM's. There is no dropout and no class label.
 
-    - `shape`: of one event. `channels`: of the features, one entry a level; every level after the first
-      halves height and width. `num_blocks`: residual blocks a level.
-    - `attention_resolutions`: the levels with self-attention, named by the shorter side of their feature
-      maps. `decoder_attention_resolutions`: the same on the way up, by default as on the way down.
-      `head_channels`: channels of an attention head; where it is None, there are `num_heads` heads.
-    - `out_channels`: by default those of `shape`; where a network also predicts a variance, it has twice as many, and
-      those after the first half are dropped.
-    - `feature_size`: number of features of the noise, by default ``channels[0]``; `embedding_size`: length of the
-      noise embedding, by default four times that. `endpoint`, `sine_first`: see `PositionalFeatures`.
-    - `scale_shift`: the embedding scales and shifts the normalised features (ADM) rather than being added.
-    - `resample`: "block" (residual blocks that halve and double), "conv", or "plain" (pooling, repeating).
-      `pad_ahead`: a halving convolution is padded after the last row and column only.
-    - `groups`: of the normalisation; fewer where a group would have under `min_group_channels` channels. `eps`.
-    - `middle_attention`, `middle_norm` (normalisation before it), `middle_scale`: of the lowest level.
-    - `affine_input`: (a, b) where the network sees ``a x + b``.
-    - `padding`: "zeros", or "periodic" where the two ends of each axis are neighbours.
-    - `key`: for the initial weights; the last layer starts at zero.
-
-    There is no dropout and no class label.
+    Args:
+        shape: of one event.
+        channels: of the features, one entry a level; every level after the first halves height and width.
+        num_blocks: residual blocks a level.
+        attention_resolutions: the levels with self-attention, named by the shorter side of their feature maps.
+        decoder_attention_resolutions: the same in the decoder (default: as in the encoder).
+        head_channels: channels of an attention head.
+        num_heads: number of heads where `head_channels` is None.
+        out_channels: by default those of `shape`; a network that also predicts a variance has twice as many, and those
+            after the first half are dropped.
+        feature_size: number of features of the noise (default: ``channels[0]``).
+        embedding_size: length of the noise embedding (default: four times `feature_size`).
+        endpoint: see `PositionalFeatures`.
+        sine_first: see `PositionalFeatures`.
+        scale_shift: the embedding scales and shifts the normalised features (ADM) rather than being added.
+        resample: "block" (residual blocks that halve and double), "conv", or "plain" (pooling, repeating).
+        pad_ahead: a halving convolution is padded after the last row and column only.
+        groups: of the normalisation; fewer where a group would have under `min_group_channels` channels.
+        min_group_channels: smallest number of channels in a group.
+        eps: added to the variance in the normalisation.
+        middle_attention: self-attention at the lowest level.
+        middle_norm: normalisation before that attention.
+        middle_scale: factor on the residual sums of the middle blocks.
+        affine_input: (a, b) where the network's input is ``a x + b``.
+        padding: "zeros", or "periodic" where the two ends of each axis are neighbours.
+        key: for the initial weights; the last layer starts at zero.
     """
 
     noise: NoiseMap
@@ -221,7 +238,12 @@ class ADMUNet(Configured):
         self.out = Conv2d(width, self.out_channels, 3, key=next(keys), gain=0, padding=padding)
 
     def __call__(self, x: Image, noise: Scalar) -> Image:
-        """Evaluate for one event and the preconditioning's noise coordinate."""
+        """Evaluate for one event.
+
+        Args:
+            x: the event, shape (channels, height, width).
+            noise: the preconditioning's noise coordinate.
+        """
         check_event("ADMUNet", x, self.shape)
         e = self.noise(noise, x.dtype)
         factor, offset = self.affine_input

@@ -33,7 +33,10 @@ FOURIER_SCALE = 16.0  # standard deviation of random frequencies (Song et al. 20
 class PositionalFeatures(eqx.Module):
     """Sines and cosines of the noise coordinate at frequencies from 1 down to about 1 / 10,000.
 
-    `endpoint`: let the slowest be 1 / 10,000 exactly. `sine_first`: the order of the two halves.
+    Attributes:
+        size: number of features, even.
+        endpoint: let the lowest frequency be 1 / 10,000 exactly.
+        sine_first: the order of the two halves.
     """
 
     size: int = eqx.field(static=True)
@@ -49,7 +52,12 @@ class PositionalFeatures(eqx.Module):
 
 
 class FourierFeatures(eqx.Module):
-    """Sines and cosines of the noise coordinate at random frequencies, which training leaves as they are."""
+    """Sines and cosines of the noise coordinate at random frequencies, which training leaves unchanged.
+
+    Args:
+        size: number of features, even.
+        key: for the frequencies.
+    """
 
     frequencies: Float[Array, " half"]
 
@@ -62,7 +70,14 @@ class FourierFeatures(eqx.Module):
 
 
 class NoiseMap(eqx.Module):
-    """Features of the noise coordinate through two layers with SiLU after each."""
+    """Features of the noise coordinate through two layers with SiLU after each.
+
+    Args:
+        features: of the noise coordinate.
+        in_size: number of features.
+        size: length of the embedding.
+        key: for the initial weights.
+    """
 
     features: PositionalFeatures | FourierFeatures
     first: Linear
@@ -85,6 +100,13 @@ class Attention(eqx.Module):
     """Multi-head self-attention between the pixels, with a residual connection (Vaswani et al. 2017).
 
     The output rows of `qkv` are all queries, then all keys, then all values; heads lie one after the other in each.
+
+    Args:
+        channels: of the features.
+        heads: number of heads.
+        norm: normalisation before the attention, or None.
+        skip_scale: factor on the sum with the residual connection.
+        key: for the initial weights.
     """
 
     norm: GroupNorm | None
@@ -120,7 +142,16 @@ class Attention(eqx.Module):
 
 
 class Resampling(eqx.Module):
-    """Halve or double the resolution: pooling or repeating pixels, with a convolution where the network has one."""
+    """Halve or double the resolution: pooling or repeating pixels, with a convolution where the network has one.
+
+    Args:
+        channels: of the features.
+        direction: "up" doubles, "down" halves.
+        learned: with a convolution.
+        ahead: pad it after the last row and column only.
+        padding: "zeros" or "periodic".
+        key: for the initial weights.
+    """
 
     conv: Conv2d | None
     direction: Literal["up", "down"] = eqx.field(static=True)
@@ -152,15 +183,27 @@ class Resampling(eqx.Module):
 class ResidualBlock(eqx.Module):
     """Two convolutions beside a skip connection, the noise embedding in between, self-attention after them.
 
-    ``h = conv0(resample(silu(norm0(x))))``, then ``silu(norm1(h + e))`` or, with `scale_shift`,
-    ``silu((1 + scale) norm1(h) + shift)``, then `conv1`; the result is ``skip_scale (h + skip(resample(x)))``.
+    ``h = conv0(resample(silu(norm0(x))))``, then ``silu(norm1(h + e))`` or, with `scale_shift`, ``silu((1 + scale)
+    norm1(h) + shift)``, then `conv1`; the result is ``skip_scale (h + skip(resample(x)))``.
 
-    `resample`: "up", "down" or None, with the filter `taps`. `heads`: of the attention, 0 for none. `groups`: function
-    from a number of channels to the groups of its normalisation. `project`: a learned skip connection wherever the
-    block resamples, even if its channels stay the same.
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        embedding_size: length of the noise embedding.
+        groups: function from a number of channels to the groups of its normalisation.
+        eps: added to the variance in the normalisation.
+        scale_shift: the embedding scales and shifts rather than being added.
+        skip_scale: factor on the sum with the skip connection.
+        resample: "up", "down" or None.
+        taps: filter of the resampling.
+        project: a learned skip connection wherever the block resamples, even if its channels stay the same.
+        heads: of the attention, 0 for none.
+        attention_norm: normalisation before the attention.
+        padding: "zeros" or "periodic".
+        key: for the initial weights.
 
-    Source: Ho et al. 2020 (arXiv 2006.11239), Dhariwal & Nichol 2021 (arXiv 2105.05233), Song et al. 2021
-    (arXiv 2011.13456), whose blocks differ in these settings only.
+    Source: Ho et al. 2020 (arXiv 2006.11239), Dhariwal & Nichol 2021 (arXiv 2105.05233), Song et al. 2021 (arXiv
+    2011.13456), whose blocks differ in these settings only.
     """
 
     norm0: GroupNorm

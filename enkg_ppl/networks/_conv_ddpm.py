@@ -18,7 +18,12 @@ EPS = 1e-5
 
 
 class PixelNorm(eqx.Module):
-    """Layer normalisation over the whole feature map, with a scale and a shift for every entry."""
+    """Layer normalisation over the whole feature map, with a scale and a shift for every entry.
+
+    Attributes:
+        weight: the scales.
+        bias: the shifts.
+    """
 
     weight: Float[Array, "height width channels"]
     bias: Float[Array, "height width channels"]
@@ -33,13 +38,16 @@ class PixelNorm(eqx.Module):
 class ConvDDPM(Configured):
     """Convolutions, layer normalisation and GELU at full resolution; the noise is added after the first of them.
 
-    - `shape`: of one event, ``(channels, height, width)``. `widths`: channels between the layers.
-    - `kernel`: side of the kernels, an odd number; the last layer has 3. `num_frequencies`, `hidden`: size of the
-      noise features and of the three hidden layers that embed them.
-    - `key`: for the initial weights; the last layer starts at zero.
+    The noise coordinate is the fraction of the schedule in [0, 1] (step / number of steps); its features are ``[sin(t
+    f), cos(t f) - 1]``. A network for small images: it has one parameter per pixel and channel.
 
-    The noise coordinate is the share of the schedule in [0, 1] (step / number of steps); its features are
-    ``[sin(t f), cos(t f) - 1]``. A network for small images: it has one parameter per pixel and channel.
+    Args:
+        shape: of one event, ``(channels, height, width)``.
+        widths: channels between the layers.
+        kernel: side of the kernels, an odd number; the last layer has 3.
+        num_frequencies: size of the noise features.
+        hidden: size of the three hidden layers that embed them.
+        key: for the initial weights; the last layer starts at zero.
     """
 
     frequencies: Float[Array, " frequencies"]
@@ -86,7 +94,12 @@ class ConvDDPM(Configured):
         self.out = Conv2d(self.widths[-1], channels, 3, key=key_out, gain=0)
 
     def __call__(self, x: Image, noise: Scalar) -> Image:
-        """Evaluate for one event and the share ``noise`` of the schedule."""
+        """Evaluate for one event.
+
+        Args:
+            x: the event, shape (channels, height, width).
+            noise: fraction of the schedule.
+        """
         check_event("ConvDDPM", x, self.shape)
         wide = jnp.asarray(noise)
         wide = wide.astype(jnp.promote_types(wide.dtype, jnp.float32))

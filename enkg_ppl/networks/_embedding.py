@@ -31,8 +31,10 @@ def fourier_features(noise: Scalar, size: int, noise_range: tuple[float, float])
 class NoiseEmbedding(eqx.Module):
     """Fourier features of the noise coordinate through two linear layers with SiLU between them.
 
-    `size`: length of the embedding, an even number. `noise_range`: the smallest and largest noise coordinate that the
-    preconditioning will hand in; the default suits `EDM`.
+    Args:
+        size: length of the embedding, an even number.
+        noise_range: smallest and largest noise coordinate of the preconditioning; the default suits `EDM`.
+        key: for the initial weights.
     """
 
     first: eqx.nn.Linear

@@ -48,7 +48,14 @@ def pad(x: Features, rows: tuple[int, int], columns: tuple[int, int], padding: P
 
 
 class Linear(eqx.Module):
-    """``weight @ x + bias`` for a vector, or for every pixel of a feature map (a convolution with a 1 x 1 kernel)."""
+    """``weight @ x + bias`` for a vector, or for every pixel of a feature map (a convolution with a 1 x 1 kernel).
+
+    Args:
+        in_size: length of the input.
+        out_size: length of the output.
+        key: for the initial weights.
+        gain: factor on the initial weights.
+    """
 
     weight: Float[Array, "out in"]
     bias: Float[Array, " out"]
@@ -63,10 +70,18 @@ class Linear(eqx.Module):
 
 
 class Conv2d(eqx.Module):
-    """Convolution with a square kernel of odd size; stride 2 halves the resolution.
+    """Convolution with a square kernel of odd size.
 
-    ``margin`` is the padding on each side, by default what keeps the resolution. ``ahead`` puts all of
-    it after the last row and column instead, as some networks do when they downsample.
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        size: side of the kernel.
+        key: for the initial weights.
+        gain: factor on the initial weights.
+        stride: 2 halves the resolution.
+        margin: padding before and after each axis (default: what keeps the resolution); some networks pad only after
+            the last row and column when they downsample.
+        padding: "zeros" or "periodic".
     """
 
     weight: Float[Array, "size size in out"]
@@ -122,6 +137,11 @@ class GroupNorm(eqx.Module):
     """Group normalisation (Wu & He 2018), with a scale and a shift for every channel.
 
     The statistics are computed in 32 bits at least.
+
+    Args:
+        channels: of the features.
+        groups: number of groups.
+        eps: added to the variance.
     """
 
     weight: Float[Array, " channels"]
@@ -175,10 +195,14 @@ def fusion_barrier(x: Features, weight: Array) -> Features:
 
 
 def downsample(x: Features, taps: tuple[float, ...], padding: Padding, margin: int | None = None) -> Features:
-    """Filter with the outer product of ``taps`` (normalised to sum 1) and keep every second pixel.
+    """Filter and keep every second pixel.
 
-    ``(1, 1)`` is average pooling. The number of taps is even. ``margin`` is the padding on each side,
-    by default what halves the resolution exactly.
+    Args:
+        x: feature map.
+        taps: filter, an even number of taps, of whose outer product (normalised to sum 1) the kernel is; ``(1, 1)`` is
+            average pooling.
+        padding: "zeros" or "periodic".
+        margin: padding on each side (default: what halves the resolution exactly).
     """
     if tuple(taps) == (1, 1):
         height, width, channels = x.shape
@@ -193,7 +217,13 @@ def downsample(x: Features, taps: tuple[float, ...], padding: Padding, margin: i
 
 
 def upsample(x: Features, taps: tuple[float, ...], padding: Padding) -> Features:
-    """Put zeros between the pixels and filter, the transpose of `downsample` times 4; ``(1, 1)`` repeats pixels."""
+    """Put zeros between the pixels and filter, the transpose of `downsample` times 4.
+
+    Args:
+        x: feature map.
+        taps: filter as in `downsample`; ``(1, 1)`` repeats pixels.
+        padding: "zeros" or "periodic".
+    """
     if tuple(taps) == (1, 1):
         height, width, channels = x.shape
         repeated = jnp.broadcast_to(x[:, None, :, None], (height, 2, width, 2, channels))

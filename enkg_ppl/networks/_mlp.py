@@ -23,7 +23,13 @@ def zeroed(layer):
 
 
 class DenseBlock(eqx.Module):
-    """``h + W2 silu(W1 silu(h) + V e)``, e the noise embedding."""
+    """``h + W2 silu(W1 silu(h) + V e)``, e the noise embedding.
+
+    Args:
+        width: length of h.
+        embedding_size: length of e.
+        key: for the initial weights.
+    """
 
     first: eqx.nn.Linear
     second: eqx.nn.Linear
@@ -40,11 +46,17 @@ class DenseBlock(eqx.Module):
 
 
 class ResidualMLP(Configured):
-    """Residual blocks over the flattened event, told the noise level through Fourier features.
+    """Residual blocks over the flattened event, conditioned on the noise level through Fourier features.
 
-    `dim`: number of entries of an event (of any shape). `width`: of the hidden layers. `depth`: number of residual
-    blocks of two layers each. `embedding_size`: length of the noise embedding. `noise_range`: see `NoiseEmbedding`.
     The last layer starts at zero, so that an untrained network adds nothing to the preconditioning's skip.
+
+    Args:
+        dim: number of entries of an event (of any shape).
+        width: of the hidden layers.
+        depth: number of residual blocks of two layers each.
+        embedding_size: length of the noise embedding.
+        noise_range: see `NoiseEmbedding`.
+        key: for the initial weights.
 
     Source: He et al., arXiv 1603.05027 (pre-activation residual blocks).
     """

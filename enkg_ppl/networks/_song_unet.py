@@ -36,7 +36,13 @@ def _groups(channels: int) -> int:
 
 
 class SongEncoderLevel(eqx.Module):
-    """A resolution on the way down: how it is entered, what comes from the image, and its blocks."""
+    """A resolution of the encoder.
+
+    Attributes:
+        enter: the first convolution, or the block that halves the resolution.
+        image: map from the image at this resolution to the features, or None.
+        blocks: residual blocks.
+    """
 
     enter: Conv2d | ResidualBlock  # the stem at full resolution, a halving block below
     image: Linear | Conv2d | None  # from the image at this resolution to the features
@@ -44,7 +50,14 @@ class SongEncoderLevel(eqx.Module):
 
 
 class SongDecoderLevel(eqx.Module):
-    """A resolution on the way up; at some, an image comes out."""
+    """A resolution of the decoder; some levels add an image to the output.
+
+    Attributes:
+        enter: the middle blocks at the lowest resolution, otherwise the block that doubles it.
+        blocks: residual blocks.
+        norm: normalisation before `out`, or None.
+        out: convolution to the image, or None.
+    """
 
     enter: tuple[ResidualBlock, ...]  # the middle of the U at the lowest resolution, a doubling block above
     blocks: tuple[ResidualBlock, ...]
@@ -56,27 +69,28 @@ class SongUNet(Configured):
     """U-Net with residual blocks and self-attention for events of shape ``(channels, height, width)``.
 
     This is the one to train: any number of channels, height and width divisible by ``2**(levels - 1)``, periodic
-    domains too.
+    domains too. There is no dropout, no class label and no augmentation label. Last layers start at zero: an untrained
+    network adds nothing to the preconditioning's skip.
 
-    - `shape`: of one event.
-    - `width`: channels at full resolution. `multipliers`: channels at each level over `width`; every level
-      after the first halves the resolution. `num_blocks`: residual blocks a level.
-    - `attention_resolutions`: the levels with self-attention, named by the shorter side of their feature
-      maps (16 for maps of 16 x 16). The lowest level has attention always.
-    - `padding`: "zeros", or "periodic" where the two ends of each axis are neighbours.
-    - `noise_features`: "positional" (DDPM++) or "fourier" (NCSN++; random frequencies). `noise_multiplier`: number of
-      features over `width`. `embedding_multiplier`: length of the noise embedding over `width`.
-    - `encoder`: "standard" (DDPM++), "skip", or "residual" (NCSN++): how the image enters at lower resolutions.
-      `decoder`: "standard", or "skip": the output is a sum over resolutions.
-    - `resample_filter`: (1, 1) pools and repeats pixels (DDPM++), (1, 3, 3, 1) is smoother (NCSN++).
-    - `waves`: whole wave numbers ``(a, b)`` whose cosine and sine, ``2 pi (a i / height + b j / width)`` at pixel
-      (i, j), are given to the network beside the event: marks of the place, for a periodic domain on which not every
-      shift leaves the law as it is (a forcing, a coast). A periodic network has no other; with marks it keeps the
-      shifts under which they return.
-    - `key`: for the initial weights. Last layers start at zero: an untrained network adds nothing to the
-      preconditioning's skip.
-
-    There is no dropout, no class label and no augmentation label.
+    Args:
+        shape: of one event.
+        width: channels at full resolution.
+        multipliers: channels at each level over `width`; every level after the first halves the resolution.
+        num_blocks: residual blocks a level.
+        attention_resolutions: the levels with self-attention, named by the shorter side of their feature maps (16 for
+            maps of 16 x 16). The lowest level has attention always.
+        padding: "zeros", or "periodic" where the two ends of each axis are neighbours.
+        noise_features: "positional" (DDPM++) or "fourier" (NCSN++; random frequencies).
+        noise_multiplier: number of noise features over `width`.
+        embedding_multiplier: length of the noise embedding over `width`.
+        encoder: "standard" (DDPM++), "skip", or "residual" (NCSN++): how the image enters at lower resolutions.
+        decoder: "standard", or "skip": the output is a sum over resolutions.
+        resample_filter: (1, 1) pools and repeats pixels (DDPM++), (1, 3, 3, 1) is smoother (NCSN++).
+        waves: integer wave numbers ``(a, b)`` whose cosine and sine, ``2 pi (a i / height + b j / width)`` at pixel (i,
+            j), are input channels beside the event: positional channels, for a periodic domain whose distribution is
+            not invariant under every shift (a forcing, a coast). A periodic network has no other; with them it is
+            equivariant only under the shifts that leave them unchanged.
+        key: for the initial weights.
 
     Source: Song et al. 2021 (arXiv 2011.13456), as refined by Karras et al. 2022 (arXiv 2206.00364, table 7).
     """
@@ -213,7 +227,12 @@ class SongUNet(Configured):
         self.encoder_levels, self.decoder_levels = tuple(down), tuple(up)
 
     def __call__(self, x: Image, noise: Scalar) -> Image:
-        """Evaluate for one event and the preconditioning's noise coordinate."""
+        """Evaluate for one event.
+
+        Args:
+            x: the event, shape (channels, height, width).
+            noise: the preconditioning's noise coordinate.
+        """
         check_event("SongUNet", x, self.shape)
         e = self.noise(noise, x.dtype)
         image = jnp.transpose(x, (1, 2, 0))

@@ -30,7 +30,15 @@ def _conv(inputs: int, outputs: int, padding: str, *, size: int = 3, stride: int
 
 
 class ConvBlock1d(eqx.Module):
-    """Two convolutions with a residual connection; the noise embedding is added between them."""
+    """Two convolutions with a residual connection; the noise embedding is added between them.
+
+    Args:
+        inputs: channels of the input.
+        outputs: channels of the output.
+        embedding_size: length of the noise embedding.
+        padding: of the convolutions, as in `eqx.nn.Conv1d`.
+        key: for the initial weights.
+    """
 
     norm_first: eqx.nn.GroupNorm
     first: eqx.nn.Conv1d
@@ -57,10 +65,18 @@ class ConvBlock1d(eqx.Module):
 class UNet1d(Configured):
     """A U-Net over events of shape ``(channels, length)``.
 
-    `width`: channels at full length. `multipliers`: channels at each level over `width`; every level after the first
-    halves the length, which must therefore divide by ``2**(levels - 1)``. `num_blocks`: residual blocks a level.
-    `padding`: "zeros" or "periodic" (the ends of the series are neighbours). `embedding_size`, `noise_range`: see
-    `NoiseEmbedding`. The last layer starts at zero.
+    The last layer starts at zero.
+
+    Args:
+        channels: of an event.
+        width: channels at full length.
+        multipliers: channels at each level over `width`; every level after the first halves the length, which must
+            therefore divide by ``2**(levels - 1)``.
+        num_blocks: residual blocks a level.
+        padding: "zeros" or "periodic" (the ends of the series are neighbours).
+        embedding_size: see `NoiseEmbedding`.
+        noise_range: see `NoiseEmbedding`.
+        key: for the initial weights.
 
     Source: Ronneberger et al., arXiv 1505.04597; residual blocks as in Ho et al., arXiv 2006.11239, appendix B.
     """

@@ -1,9 +1,9 @@
 """The bridge to NumPyro, the only place besides `calibration` that imports it.
 
-`EnKG` takes the place of `MCMC`; what it had done before an error is a `PartialResult`, with ensembles `UnderWay`.
+`EnKG` takes the place of `MCMC`; its results before an error are a `PartialResult`, with ensembles `UnderWay`.
 `DiffusionPrior` is the distribution of a site under an `enkg_ppl.priors.Prior`, and `DiffusionReparam` moves such a
 site to standard-normal space for other samplers. `fit_prior` learns a prior from a model's draws (`FittedPrior`, its
-`FittedSite`s). A model that cannot be inferred is a `ModelError`, a distribution without a transport an
+`FittedSite`s). A model that cannot be inferred raises `ModelError`, a distribution without a transport
 `UnsupportedPriorError`: `enkg_ppl.numpyro.transports` says how to give it one.
 """
 

@@ -35,29 +35,37 @@ SEED_PROBES = 0  # the same probes for every value, so that the density is a smo
 class DiffusionPrior(dist.Distribution):
     """The distribution of a diffusion model: a NumPyro distribution over arrays of `event_shape`.
 
-    `denoiser`: a prior, such as a trained `NetworkPrior`, or any function ``denoise(x, sigma)`` that returns
-    ``E[x0 | x0 + sigma eps = x]`` for ONE array x of `event_shape`. `event_shape`: the latent vector of the prior is
-    the flattened event (default: the prior's own, for other priors ``(dim,)``). `location`, `scale`: mean of the data
-    and their standard deviation along the widest principal direction; of a function only, a prior knows its own.
+    Draws come from the prior's own sampler where it has one, otherwise from ``z ~ N(0, I)`` by the probability flow in
+    a fixed number of steps; so they are differentiable in a network's weights.
 
-    Draws come from the prior's own sampler where it has one, else from ``z ~ N(0, I)`` by the probability flow in a
-    fixed number of steps; so they are differentiable in a network's weights.
-
-    `log_prob` is the prior's own where it has one, else that of the flow by the instantaneous change of variables, and
-    differentiable. `divergence`: "exact" costs a product with the network's derivative for every dimension and noise
-    level, "hutchinson" only for each of `num_probes` vectors of random signs; the default is exact up to 128
-    dimensions. The signs are the same for all values: the density is deterministic and smooth, and off by an amount
-    that varies slowly, so that no average over values takes it away. `log_prob_error` is its standard error, which
-    falls with the root of `num_probes`. SVI forgives it; where a density is compared with another prior's, or MCMC is
-    to be ground truth, ask for "exact", or for none at all: see `DiffusionReparam`.
-    `num_steps`: fixed steps of the flow for the density (6 evaluations each); None for adaptive steps, which are as
-    many as the worst of a batch needs.
+    `log_prob` is the prior's own where it has one, otherwise that of the flow by the instantaneous change of variables,
+    and differentiable. The signs of the "hutchinson" estimate are the same for all values. The density is therefore
+    deterministic and smooth, with an error that varies slowly with the value and that averaging over values does not
+    remove. `log_prob_error` is its standard error, which falls with the square root of `num_probes`. SVI tolerates this
+    error; where densities of two priors are compared, or MCMC serves as ground truth, use "exact", or avoid the density
+    altogether: see `DiffusionReparam`.
 
     `EnKG` treats all sites with a `DiffusionPrior`, in plates too, jointly with the ordinary ones; ``NUTS`` and ``SVI``
-    work through `log_prob`. There is no closed-form mean or variance. A JAX pytree whose arrays are data: weights of
-    the same structure share compiled programs.
+    work through `log_prob`. There is no closed-form mean or variance. The distribution is a JAX pytree whose arrays are
+    data: weights of the same structure share compiled programs.
 
-    Raises `TypeError` for a denoiser that is neither, and `ValueError` for a shape or a setting that does not fit.
+    Args:
+        denoiser: a prior, such as a trained `NetworkPrior`, or a function ``denoise(x, sigma)`` that returns ``E[x0 |
+            x0 + sigma eps = x]`` for ONE array x of `event_shape`.
+        event_shape: the latent vector of the prior is the flattened event (default: the prior's own, for other priors
+            ``(dim,)``).
+        location: mean of the data; only for a function, since a prior has its own.
+        scale: standard deviation of the data along the widest principal direction; only for a function.
+        divergence: "exact" costs a product with the network's derivative for every dimension and noise level,
+            "hutchinson" only for each of `num_probes` vectors of random signs (default: exact up to 128 dimensions).
+        num_probes: vectors of random signs for "hutchinson".
+        num_steps: fixed steps of the flow for the density (6 evaluations each); None for adaptive steps, which are as
+            many as the worst value of a batch needs.
+        validate_args: as in every NumPyro distribution.
+
+    Raises:
+        TypeError: for a denoiser that is neither a prior nor a function.
+        ValueError: for a shape or a setting that does not fit.
 
     Source: Chen et al., arXiv 1806.07366, theorem 1; Grathwohl et al., arXiv 1810.01367 (fixed probes along the flow).
     """
@@ -108,11 +116,24 @@ class DiffusionPrior(dist.Distribution):
         raise NotImplementedError("a DiffusionPrior has no variance in closed form: take it from draws")
 
     def sample(self, key, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Independent draws, shape ``sample_shape + batch_shape + event_shape``."""
+        """Independent draws.
+
+        Args:
+            key: random key.
+            sample_shape: leading shape of the result.
+
+        Returns:
+            Draws of shape ``sample_shape + batch_shape + event_shape``.
+        """
         return self._drawn(key, sample_shape, lambda key, prior: prior.sample(key))
 
     def rsample(self, key, sample_shape: tuple[int, ...] = ()) -> Array:
-        """Draws by the flow, differentiable in the prior's arrays, whether or not it has a sampler of its own."""
+        """Draws by the flow, differentiable in the prior's arrays, whether or not the prior has a sampler of its own.
+
+        Args:
+            key: random key.
+            sample_shape: leading shape of the result.
+        """
 
         def flow_draw(key, prior):
             return prior.decode(jr.normal(key, prior.location.shape, prior.location.dtype))
@@ -133,13 +154,21 @@ class DiffusionPrior(dist.Distribution):
         return draws.reshape(shape)
 
     def log_prob(self, value, intermediates=None) -> Array:
-        """Log density in nats of values that end in `event_shape`, one a batch entry."""
+        """Log density in nats, one number for each batch entry.
+
+        Args:
+            value: array whose shape ends in `event_shape`.
+            intermediates: ignored; NumPyro passes it.
+        """
         return self._log_prob(value)
 
     def log_prob_error(self, value) -> Array:
-        """Standard error of `log_prob` in nats, shaped like it: that of the random signs, 0 where there are none.
+        """Standard error of `log_prob` in nats due to the random signs; 0 where there are none.
 
-        The errors of all values are much alike, so that differences of `log_prob` are known better than this.
+        The errors at different values are strongly correlated, so differences of `log_prob` are more precise than this.
+
+        Args:
+            value: as for `log_prob`, whose result has the same shape.
         """
         return self._each(value, lambda prior, x: self._log_density(prior, x)[1])
 
@@ -291,15 +320,17 @@ def in_standard_units(fn: dist.Distribution) -> dist.Distribution:
 class DiffusionReparam(Reparam):
     """Sample a `DiffusionPrior` site through ``z ~ N(0, I)``: the site ``<name>_z`` becomes the latent one.
 
-    For gradient-based inference where the simulator has a gradient: ``numpyro.handlers.reparam(model,
-    config={"x": DiffusionReparam()})``. The site's value is the flow of z in a fixed number of steps, the very map that
-    `EnKG`'s refinements use, so both have the same posterior, and no density of the flow is needed: 24 evaluations of
-    the network for a gradient in place of hundreds and their divergences. Prefer it for NUTS above a few dimensions, or
-    where the data are weak. Without it the geometry is that of x, which is better where the data tell all of x, and
-    needed by guides that are to look like x.
+    For gradient-based inference where the simulator has a gradient: ``numpyro.handlers.reparam(model, config={"x":
+    DiffusionReparam()})``. The site's value is the flow of z in a fixed number of steps, the same map that `EnKG`'s
+    refinements use, so both have the same posterior. No density of the flow is needed: a gradient costs 24 evaluations
+    of the network instead of hundreds with their divergences. Prefer it for NUTS above a few dimensions, or where the
+    data are weakly informative. Without it NUTS works in x, which is better where the data determine all of x, and
+    necessary for guides that should resemble x.
 
-    Works through `expand`, `to_event`, plates and transforms. Raises `ValueError` for other distributions, and for an
-    observed site.
+    Works through `expand`, `to_event`, plates and transforms.
+
+    Raises:
+        ValueError: for other distributions, and for an observed site.
     """
 
     def __call__(self, name, fn, obs):

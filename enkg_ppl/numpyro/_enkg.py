@@ -58,31 +58,35 @@ SEED_PRIOR, SEED_PREDICTIVE = 0, 1  # of what `to_arviz` draws on request
 
 
 class EnKG(MCMC):
-    """Ensemble Kalman Diffusion Guidance for NumPyro models; the simulator is only ever evaluated.
+    """Ensemble Kalman Diffusion Guidance for NumPyro models; the simulator is evaluated but never differentiated.
 
-    In place of ``MCMC(NUTS(model), ...)``: `run`, then `get_samples`, `print_summary`, `to_arviz`. A chain is an
-    independent ensemble and a draw is a particle. It is an `MCMC` so that everything that reads one, such as
+    Use it in place of ``MCMC(NUTS(model), ...)``: `run`, then `get_samples`, `print_summary`, `to_arviz`. A chain is an
+    independent ensemble and a draw is a particle. It is an `MCMC`, so that everything that reads one, such as
     `arviz.from_numpyro`, reads this.
 
-    `model`: a NumPyro model with continuous latent sites; simulators in host code go through `blackbox`.
-    `num_particles`: particles in an ensemble, which is also the number of draws; at least 4.
-    `num_ensembles`: independent ensembles, the chains of R-hat. `ensemble_method`: "sequential", one after the other;
-    "parallel", on all JAX devices at once; "vectorized", side by side on one device, so that every call of the
-    simulator serves all ensembles.
-    `correction`, `schedule`: how the guided flow steers, and its noise levels (default `KalmanCorrection()`).
-    `refine`: "auto" (default) makes the posterior exact: by weighted draws (`AdaptiveImportanceSampling`) where those
-    do, else from the guided ensemble by `TemperedSMC` or, in latent spaces large for this many particles, by
-    `EllipticalSlice` (`diagnostics()` says which and why); a refinement such as `TemperedSMC(...)` does so with your
-    settings; None returns the guided ensemble as it is.
-    `max_forward_evaluations`: of the simulator, for the whole run, shared equally by the ensembles; never exceeded. A
-    warning says where it cut the run short; what it cannot pay for at all is refused before the first simulation.
-    `progress_bar`: show one.
-    `chunk_size`: particles simulated at a time, to bound memory (default: all).
-    `store`: a folder, or a `enkg_ppl.evaluation.Store`, for the simulations of all black boxes of the model that have
-    no store of their own: what is there is not simulated again, whatever the data, the prior and the noise. A run that
-    was killed goes on: with the same key it ends with the numbers of an unbroken run. See `blackbox`.
-    `init`: known starting points, a dictionary with a value of every latent site, or a list of such; modes within
-    their reach are found, whatever else is.
+    Args:
+        model: a NumPyro model with continuous latent sites; simulators in host code go through `blackbox`.
+        num_particles: particles in an ensemble, which is also the number of draws; at least 4.
+        num_ensembles: independent ensembles, the chains of R-hat.
+        ensemble_method: "sequential", one after the other; "parallel", on all JAX devices at once; "vectorized", side
+            by side on one device, so that every call of the simulator serves all ensembles.
+        correction: how the guided flow uses the data (default `KalmanCorrection()`).
+        schedule: noise levels of the guided flow (default: those of the correction).
+        refine: "auto" makes the posterior exact: by weighted draws (`AdaptiveImportanceSampling`) where these suffice,
+            otherwise from the guided ensemble by `TemperedSMC` or, in latent spaces large for this many particles, by
+            `EllipticalSlice`; `diagnostics()` gives the choice and the reason. A refinement such as `TemperedSMC(...)`
+            does so with your settings; None returns the guided ensemble as it is.
+        progress_bar: show one.
+        max_forward_evaluations: limit on simulator evaluations of the whole run, shared equally by the ensembles and
+            never exceeded. A warning says where it cut the run short; a run that it cannot pay for at all is refused
+            before the first simulation.
+        chunk_size: particles simulated at a time, to bound memory (default: all).
+        init: known starting points, a dictionary with a value for every latent site, or a list of such; modes within
+            their reach are found, whichever others are.
+        store: a folder, or a `enkg_ppl.evaluation.Store`, for the simulations of all black boxes of the model that have
+            no store of their own. Stored simulations are not repeated, whatever the data, the prior and the noise. A
+            run that was killed can be continued: with the same key it ends with the numbers of an unbroken run. See
+            `blackbox`.
 
     Source: Zheng et al., arXiv 2409.20175 (guidance); the refinements have their own.
     """
@@ -151,16 +155,24 @@ class EnKG(MCMC):
     def run(self, rng_key: jax.Array, *args: Any, extra_fields: tuple[str, ...] = (), **kwargs: Any) -> None:
         """Infer the latent sites of ``model(*args, **kwargs)``; the results are then on this object.
 
-        `rng_key`: from `jax.random.key` or `PRNGKey`. `extra_fields`: for `get_extra_fields`; "potential_energy" is
-        always there and "log_likelihood" is the other one.
-
         Inside `jax.jit` or `jax.vmap`, with the data as arguments of `run`, it is a call of the host, once for every
-        data set: draws, extra fields, log likelihood, evidence and `num_warnings` are then part of the program; what
+        data set. Draws, extra fields, log likelihood, evidence and `num_warnings` are then part of the program; what
         ArviZ and `diagnostics` read stays on the host, where the warnings are given.
 
-        Raises `ModelError` (a `ValueError`) where the model cannot be inferred, `BlackBoxError` where a black box
-        fails, `TypeError` for arguments that the model does not take. Warns where a diagnostic trips. What was done
-        before an error is then in `partial` (see `PartialResult`), which is None after a run that ended well.
+        Warns where a diagnostic exceeds its threshold. After an error, `partial` (see `PartialResult`) has the work
+        done until then; it is None after a run that completed.
+
+        Args:
+            rng_key: from `jax.random.key` or `PRNGKey`.
+            *args: arguments of the model.
+            extra_fields: for `get_extra_fields`; "potential_energy" is always there and "log_likelihood" is the other
+                one.
+            **kwargs: keyword arguments of the model.
+
+        Raises:
+            ModelError: (a `ValueError`) where the model cannot be inferred.
+            BlackBoxError: where a black box fails.
+            TypeError: for arguments that the model does not take.
         """
         check_extra_fields(extra_fields)
         if is_traced(rng_key, args, kwargs):
@@ -268,17 +280,26 @@ class EnKG(MCMC):
     def get_samples(self, group_by_chain: bool = False) -> dict[str, jax.Array]:
         """Draws of every latent and deterministic site, by name.
 
-        Leading shape ``(num_ensembles * num_particles,)``, or ``(num_ensembles, num_particles)`` by chain.
+        Args:
+            group_by_chain: keep the ensembles apart.
+
+        Returns:
+            Arrays of leading shape ``(num_ensembles * num_particles,)``, or ``(num_ensembles, num_particles)`` by
+                chain.
         """
         return _grouped(self._done.samples, group_by_chain)
 
     def get_weighted_samples(self) -> tuple[dict[str, jax.Array], jax.Array]:
-        """All that was simulated, where draws are weighted: values by site, and their weights, which sum to one.
+        """All simulated points and their weights, where the draws were obtained by weighting.
 
-        Every latent and deterministic site has leading shape ``(points,)``, as the weights have. An average under them
-        is more precise than one over `get_samples`, whose draws are resampled. Points of all ensembles are in one set.
+        An average under the weights is more precise than one over `get_samples`, whose draws are resampled.
 
-        Raises `ValueError` where draws were moved, or where what was simulated was too much to be kept.
+        Returns:
+            Values of every latent and deterministic site, of leading shape ``(points,)``, and the weights, of the same
+                leading shape, which sum to one. Points of all ensembles are in one set.
+
+        Raises:
+            ValueError: where draws were moved, or where the simulated values took too much memory to be kept.
         """
         result = self._on_host("get_weighted_samples")
         sets = [one for one in result.weighted if one is not None]
@@ -296,23 +317,34 @@ class EnKG(MCMC):
         return samples, jnp.asarray(weights / weights.sum())
 
     def get_extra_fields(self, group_by_chain: bool = False) -> dict[str, jax.Array]:
-        """``potential_energy``, and what `run` was asked for in `extra_fields`; shaped as in `get_samples`.
+        """``potential_energy``, and the fields requested by `extra_fields` of `run`.
 
         Potential energy is minus the log of prior times likelihood, the prior being N(0, I) in z.
+
+        Args:
+            group_by_chain: keep the ensembles apart; shapes as in `get_samples`.
         """
         return _grouped(self._done.extra_fields, group_by_chain)
 
     def get_log_likelihood(self, group_by_chain: bool = False) -> dict[str, jax.Array]:
-        """Log density of every datum at every draw, by observed site."""
+        """Log density in nats of every datum at every draw, by observed site.
+
+        Args:
+            group_by_chain: keep the ensembles apart; leading shapes as in `get_samples`.
+        """
         return _grouped(self._done.log_likelihood, group_by_chain)
 
     def print_summary(self, prob: float = 0.9, exclude_deterministic: bool = True) -> None:
-        """Print mean, sd, median, the shortest interval with probability `prob`, n_eff and r_hat of every site.
+        """Print mean, sd, median, the shortest credible interval, n_eff and r_hat of every site.
 
         The columns of `numpyro.diagnostics.print_summary`, with three significant digits of the standard deviation.
-        n_eff is no more than the draws are worth by their weights and the number of unique particles; r_hat compares
-        ensembles, and is "-" where there is one. Warnings of the run stand below. Sites of a `DiffusionPrior` with more
-        than 64 entries, such as images, get one line of extremes instead of one an entry.
+        n_eff is at most the effective size of the weights and the number of unique particles; r_hat compares ensembles,
+        and is "-" where there is one. Warnings of the run are printed below. Sites of a `DiffusionPrior` with more than
+        64 entries, such as images, get one line of extremes instead of a line for each entry.
+
+        Args:
+            prob: probability of the interval.
+            exclude_deterministic: leave out deterministic sites.
         """
         result = self._on_host("print_summary")
         sites = dict(result.samples)
@@ -325,12 +357,12 @@ class EnKG(MCMC):
         print("\n".join([*lines, "", *notes(result.diagnostics)]))  # noqa: T201 (what the caller asked for)
 
     def diagnostics(self) -> Diagnostics:
-        """What was done, what it cost, and the signs that the posterior should not be trusted."""
+        """Table of what the run did, its cost, and the signs that the posterior should not be trusted."""
         return self._on_host("diagnostics").diagnostics
 
     @property
     def num_warnings(self) -> Any:
-        """Number of diagnostics that tripped; an array inside `jax.jit` and `jax.vmap`."""
+        """Number of diagnostics beyond their thresholds; an array inside `jax.jit` and `jax.vmap`."""
         result = self._done
         return result.num_warnings if isinstance(result, TracedResult) else len(result.diagnostics.warnings)
 
@@ -344,12 +376,16 @@ class EnKG(MCMC):
     ):
         """The results as ArviZ reads them: `InferenceData` (0.x) or `DataTree` (1.x); dimensions chain and draw.
 
-        Always the groups posterior, sample_stats and observed_data. On request: `prior` (with prior_predictive; True
-        costs one forward evaluation a draw, not counted in `num_forward_evaluations`), `posterior_predictive` and
-        `log_likelihood` (from what the run kept: no evaluation). The first two may also be dictionaries as
-        `numpyro.infer.Predictive` returns them. A site that has the name of a dimension, or '/' in its name as under
-        `numpyro.handlers.scope`, is kept under another name, which a warning tells. `options` (coords, dims, ...) go to
-        `arviz.from_numpyro`.
+        Always the groups posterior, sample_stats and observed_data. A site that has the name of a dimension, or '/' in
+        its name as under `numpyro.handlers.scope`, is renamed, with a warning that gives the new name.
+
+        Args:
+            prior: add prior and prior_predictive; True costs one forward evaluation a draw, not counted in
+                `num_forward_evaluations`. Or a dictionary as `numpyro.infer.Predictive` returns it.
+            posterior_predictive: add this group, from the simulations of the run: no evaluation. Or a dictionary as for
+                `prior`.
+            log_likelihood: add this group, from the simulations of the run: no evaluation.
+            **options: for `arviz.from_numpyro` (coords, dims, ...).
         """
         from enkg_ppl._arviz import from_fitted  # importing ArviZ takes seconds
 
@@ -382,10 +418,11 @@ class EnKG(MCMC):
 
     @property
     def num_forward_evaluations(self) -> Any:
-        """Exact number of simulator evaluations that the last run asked for: one per particle per call.
+        """Exact number of simulator evaluations that the last run requested: one per particle per call.
 
-        What a store had already counts too, so that a run that goes on decides as an unbroken one. How many black boxes
-        really simulated is `diagnostics()["num_simulated"]`, and how many they reused is ``["num_reused"]``.
+        Results taken from a store count too, so that a continued run takes the same decisions as an unbroken one. The
+        number of black-box simulations actually made is `diagnostics()["num_simulated"]`, and of those reused
+        ``["num_reused"]``.
         """
         return self._done.num_forward_evaluations
 
@@ -407,12 +444,20 @@ class EnKG(MCMC):
     # -- what an MCMC has and an ensemble has not ----------------------------------------------------------------
 
     def warmup(self, *args, **kwargs):
-        """Refused: an ensemble has no warm-up."""
+        """Refused: an ensemble has no warm-up.
+
+        Args:
+            *args: ignored.
+            **kwargs: ignored.
+
+        Raises:
+            TypeError: always.
+        """
         raise TypeError("EnKG has no warm-up phase: call run(rng_key, ...) alone")
 
     @property
     def last_state(self):
-        """None: an ensemble has no state to go on from."""
+        """None: an ensemble has no state from which a run could continue."""
         return None
 
     @property

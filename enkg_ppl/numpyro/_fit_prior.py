@@ -27,7 +27,15 @@ CHUNK = 10_000  # draws of the model at a time
 
 
 class FittedSite(NamedTuple):
-    """One site and its part ``[start, stop)`` of the latent vector."""
+    """One site and its part ``[start, stop)`` of the latent vector.
+
+    Attributes:
+        shape: of the site's value.
+        free_shape: of its unconstrained value.
+        support: of the site.
+        start: first index of its part.
+        stop: index after the last.
+    """
 
     shape: tuple[int, ...]  # of the value
     free_shape: tuple[int, ...]  # of the value without its constraint
@@ -37,13 +45,17 @@ class FittedSite(NamedTuple):
 
 
 class FittedPrior:
-    """A trained prior over an unconstrained, standardised vector u, and the way from u to the sites it was learned on.
+    """A trained prior over an unconstrained, standardised vector u, and the maps between u and the learned sites.
 
     Call it inside a model: ``values = fitted("latent")`` samples one site, a `DiffusionPrior` over u, records every
-    learned site as a deterministic one, and returns their values (of a distribution: the value itself).
+    learned site as a deterministic one, and returns their values (of a distribution: the value itself). Made by
+    `fit_prior`.
 
-    `prior`: the `NetworkPrior` over u. `sites`: names of the sites. `constrain`, `unconstrain`: from u to the values
-    and back, for one u; values always lie in the sites' supports. `sample`: draws by the probability flow.
+    Args:
+        prior: the `NetworkPrior` over u.
+        sites: the learned sites by name, each with its part of u.
+        mean: mean of the unconstrained values, which u has subtracted.
+        sd: standard deviation of the unconstrained values, by which u is divided.
     """
 
     def __init__(self, prior: NetworkPrior, sites: dict[str, FittedSite], mean: np.ndarray, sd: np.ndarray):
@@ -55,7 +67,15 @@ class FittedPrior:
         return tuple(self._sites)
 
     def __call__(self, name: str = "latent", **options) -> Any:
-        """Sample the sites inside a model; `options` are those of `DiffusionPrior`, such as ``divergence="exact"``."""
+        """Sample the sites inside a model.
+
+        Args:
+            name: of the latent site over u.
+            **options: those of `DiffusionPrior`, such as ``divergence="exact"``.
+
+        Returns:
+            Values by site; of a distribution: its value.
+        """
         u = jnp.asarray(numpyro.sample(name, DiffusionPrior(self.prior, **options)))
         values = self._constrain(u.reshape(-1))
         for site, value in values.items():
@@ -63,17 +83,30 @@ class FittedPrior:
         return self._one_or_all(values)
 
     def constrain(self, u: Float[Array, "..."]) -> Any:
-        """Values by site for one u, of the prior's event shape or flat; of a distribution: its value."""
+        """Values by site for one u; of a distribution: its value. They always lie in the supports of the sites.
+
+        Args:
+            u: of the prior's event shape or flat.
+        """
         return self._one_or_all(self._constrain(jnp.asarray(u).reshape(-1)))
 
     def unconstrain(self, values: Any) -> Float[Array, " dim"]:
-        """The inverse of `constrain`, a flat u."""
+        """The inverse of `constrain`, a flat u.
+
+        Args:
+            values: values by site; of a distribution: its value.
+        """
         named = {VALUE: values} if self.sites == (VALUE,) else values
         free = jnp.concatenate([_unconstrain(site, jnp.asarray(named[name])) for name, site in self._sites.items()])
         return (free - jnp.asarray(self._mean, free.dtype)) / jnp.asarray(self._sd, free.dtype)
 
     def sample(self, key: Key, num_draws: int) -> Any:
-        """Draws by the probability flow, with a leading axis of `num_draws`."""
+        """Draws by the probability flow, with a leading axis of `num_draws`.
+
+        Args:
+            key: random key.
+            num_draws: number of draws.
+        """
         drawn = DiffusionPrior(self.prior).sample(key, (num_draws,)).reshape(num_draws, -1)
         return jax.vmap(self.constrain)(drawn)
 
@@ -98,24 +131,28 @@ def fit_prior(
     """Learn a diffusion prior from the prior draws of a NumPyro model, or from the draws of a distribution.
 
     For priors without a transport to a standard normal (a `MixtureSameFamily`, a site whose support the library does
-    not know), and for the joint prior of many sites that depend on each other: what is learned is the joint
-    distribution of the sites, hierarchy and all, as one block of an `EnKG` run.
-
-    **Arguments:**
-
-    - `model`, `args`, `kwargs`: a model and how it is called, or a distribution. Observations among the sites
-      (``obs=None``) are drawn like everything else, so that a prior predictive can be learned too.
-    - `sites`: names of the sample or deterministic sites to learn; by default all continuous latent ones.
-    - `num_draws`: draws to train on. `key`: of the draws, the network's first weights and the training.
-    - `network`: by default a `ResidualMLP` over all sites as one vector, each entry standardised. A network of your own
-      gets the site's unconstrained array where there is a single site, such as an image, not standardised by entry.
-    - `training`: options of `train_prior`, such as ``{"num_steps": 5000}``.
+    not know), and for the joint prior of many sites that depend on each other. It learns the joint distribution of the
+    sites, hierarchy included, as one block of an `EnKG` run.
 
     A site with a bounded support is learned in unconstrained coordinates (`numpyro.distributions.biject_to`), so that
     draws never leave the support. The prior's `record` holds the means and deviations that were divided out.
 
-    **Raises:** `ValueError` for a site that is discrete, constant, unknown, or whose support depends on another site,
-    and for draws that are not finite.
+    Args:
+        model: a model, or a distribution. Observations among the sites (``obs=None``) are drawn like everything else,
+            so that a prior predictive can be learned too.
+        *args: arguments of the model.
+        sites: names of the sample or deterministic sites to learn (default: all continuous latent ones).
+        num_draws: draws to train on.
+        network: by default a `ResidualMLP` over all sites as one vector, each entry standardised. A network of your own
+            receives the site's unconstrained array where there is a single site, such as an image, not standardised by
+            entry.
+        key: of the draws, the network's initial weights and the training.
+        training: options of `train_prior`, such as ``{"num_steps": 5000}``.
+        **kwargs: keyword arguments of the model.
+
+    Raises:
+        ValueError: for a site that is discrete, constant, unknown, or whose support depends on another site, and for
+            draws that are not finite.
     """
     key = jr.key(0) if key is None else key
     key_draws, key_network, key_training = jr.split(key, 3)

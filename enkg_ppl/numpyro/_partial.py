@@ -22,10 +22,13 @@ from enkg_ppl.types import Ensemble, Vector
 
 
 class UnderWay(NamedTuple):
-    """An ensemble that was not finished: its number, the last stage that it had behind it, and its particles then.
+    """An ensemble that was not finished.
 
-    `draws`: latent vectors, shape (particles, dim), or None before the first stage. They are on the way from the prior
-    to the posterior, and draws of neither.
+    Attributes:
+        ensemble: its number.
+        stage: the last stage that it completed.
+        draws: its latent vectors after that stage, shape (particles, dim), or None before the first stage. They are
+            between prior and posterior, and draws of neither.
     """
 
     ensemble: int
@@ -34,12 +37,14 @@ class UnderWay(NamedTuple):
 
 
 class PartialResult:
-    """What a run that raised had done until then. It is a posterior only where `is_complete`.
+    """The work of a run that raised, up to the error. It is a posterior only where `is_complete`.
 
-    `posteriors`: of the ensembles that were finished, by number. Each is the posterior as far as one ensemble can say;
-    R-hat and the other signs of trouble were not looked at. `under_way`: the other ensembles, whose particles
-    are not draws of the posterior (see `UnderWay`).
-    `num_forward_evaluations`: all that were made, or begun in the call that failed.
+    Args:
+        values: function from one latent vector to the latent sites, by name.
+        posteriors: of the finished ensembles, by number. Each is the posterior according to one ensemble; R-hat and the
+            other diagnostics were not computed.
+        under_way: the other ensembles, whose particles are not draws of the posterior (see `UnderWay`).
+        count: forward evaluations made, or begun in the call that failed; kept as `num_forward_evaluations`.
     """
 
     def __init__(
@@ -49,7 +54,7 @@ class PartialResult:
         under_way: list[UnderWay],
         count: int,
     ):
-        """`values`: the latent sites, by name, of one latent vector. `count`: forward evaluations."""
+        """Keep the finished and the unfinished ensembles; arguments as for the class."""
         self._values = values
         self.posteriors = posteriors
         self.under_way = under_way
@@ -57,7 +62,7 @@ class PartialResult:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all ensembles were finished, and only the last look at their draws failed."""
+        """Whether all ensembles were finished, and only the final simulation of their draws failed."""
         return not self.under_way
 
     def __repr__(self) -> str:
@@ -71,9 +76,13 @@ class PartialResult:
         )
 
     def get_samples(self, group_by_chain: bool = False) -> dict[str, jax.Array]:
-        """Draws of every latent site from the ensembles that were finished; nothing is simulated.
+        """Draws of every latent site from the finished ensembles; nothing is simulated.
 
-        Shapes as in `EnKG.get_samples`; empty where no ensemble was finished.
+        Args:
+            group_by_chain: keep the ensembles apart.
+
+        Returns:
+            Arrays shaped as in `EnKG.get_samples`; empty where no ensemble was finished.
         """
         parts = [self.sites(posterior.draws) for _, posterior in sorted(self.posteriors.items())]
         if not parts:
@@ -81,9 +90,13 @@ class PartialResult:
         return jax.tree.map(lambda *a: jnp.stack(a) if group_by_chain else jnp.concatenate(a), *parts)
 
     def sites(self, draws: Ensemble) -> dict[str, jax.Array]:
-        """The latent sites, by name, of latent vectors such as those in `under_way`; nothing is simulated.
+        """The latent sites, by name, of latent vectors; nothing is simulated.
 
-        Raises `RuntimeError` where a site's prior depends on a black box.
+        Args:
+            draws: latent vectors, shape (particles, dim), such as those in `under_way`.
+
+        Raises:
+            RuntimeError: where a site's prior depends on a black box.
         """
         draws = jnp.asarray(draws)
         program = jax.make_jaxpr(self._values)(draws[0]).jaxpr

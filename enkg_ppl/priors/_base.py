@@ -18,9 +18,12 @@ CORRECTIONS = 2  # of z, by what its own x lacks; each makes the error some thir
 
 
 class Grid(NamedTuple):
-    """What a latent vector is: `channels` of values at the points of a line, a plane or a box of this `shape`.
+    """The grid of a latent vector that is a field on a line, a plane or a box.
 
-    `periodic`: whether opposite edges meet.
+    Attributes:
+        channels: values at each point.
+        shape: points along each axis.
+        periodic: whether opposite edges are neighbours.
     """
 
     channels: int
@@ -33,10 +36,10 @@ class Prior(eqx.Module):
 
     A new prior implements `denoise` and the three attributes `dim`, `location` and `scale`. All else follows from the
     denoiser: `decode` and `encode` by the probability-flow ODE in a fixed number of steps, `sample` by `decode`, and
-    `conditional_sample` by the reverse SDE. A prior with closed forms has those in their place. Only `log_prob` has no
-    answer of its own where there is no closed form; `Flow(prior).log_prob` has one.
+    `conditional_sample` by the reverse SDE. A prior with closed forms overrides them. Only `log_prob` has no default
+    where there is no closed form; `Flow(prior).log_prob` has one.
 
-    Every method takes ONE particle; `chunked_vmap` makes it one for ensembles.
+    Every method takes ONE particle; `chunked_vmap` applies it to ensembles.
     """
 
     @property
@@ -56,35 +59,58 @@ class Prior(eqx.Module):
 
     @abc.abstractmethod
     def denoise(self, x: Vector, sigma: Scalar) -> Vector:
-        """Return ``E[x0 | x0 + sigma * eps = x]`` for ONE particle, ``eps ~ N(0, I)``, ``sigma > 0``."""
+        """Return ``E[x0 | x0 + sigma * eps = x]`` for ONE particle, ``eps ~ N(0, I)``.
+
+        Args:
+            x: noisy latent vector, shape (dim,).
+            sigma: noise level, above 0.
+        """
 
     def sample(self, key: Key) -> Vector:
-        """Draw one latent vector."""
+        """Draw one latent vector.
+
+        Args:
+            key: random key.
+        """
         return self.decode(jr.normal(key, self.location.shape, self.location.dtype))
 
     def rough_sample(self, key: Key) -> Vector:
-        """Draw one latent vector, approximately where that is cheaper: to begin from, not to weigh."""
+        """Draw one latent vector, approximately where that is cheaper: for starting points, not for weighting.
+
+        Args:
+            key: random key.
+        """
         return self.sample(key)
 
     def conditional_sample(self, key: Key, x: Vector, sigma: Scalar, num_steps: int = CONDITIONAL_STEPS) -> Vector:
         """Draw ``x0 ~ p(x0 | x0 + sigma * eps = x)``.
 
-        `num_steps`: of the reverse SDE, one evaluation of the denoiser each; closed forms need none.
+        Args:
+            key: random key.
+            x: noisy latent vector, shape (dim,).
+            sigma: noise level, above 0.
+            num_steps: steps of the reverse SDE, one evaluation of the denoiser each; closed forms need none.
         """
         return reverse_sde_sample(key, self, x, sigma, num_steps)
 
     def decode(self, z: Vector) -> Vector:
         """Map ``z ~ N(0, I)`` to ``x ~ prior``, in 24 evaluations of the denoiser.
 
-        The steps are the same for all z, so that this is one smooth map; the prior of whoever uses it alone is the
-        distribution of its values, exactly.
+        The steps are the same for all z, so that this is one smooth map. A method that uses the prior through this map
+        alone has exactly the distribution of its values as prior.
+
+        Args:
+            z: shape (dim,).
         """
         return flow_down(self, z)
 
     def encode(self, x: Vector, num_corrections: int = CORRECTIONS) -> Vector:
         """The inverse of `decode`, in 32 evaluations of the denoiser and 56 for every correction.
 
-        `num_corrections`: without any, z is that of the flow upwards, whose steps differ from those of `decode`.
+        Args:
+            x: latent vector, shape (dim,).
+            num_corrections: with 0, z is that of the flow in the opposite direction, whose steps differ from those of
+                `decode`.
         """
         first = flow_up(self, x)
         if not num_corrections:
@@ -93,7 +119,11 @@ class Prior(eqx.Module):
         return jax.lax.scan(corrected, first, None, num_corrections)[0]
 
     def log_prob(self, x: Vector) -> Scalar | None:
-        """Log density of the prior itself (noise level 0) in nats, or None where there is no closed form."""
+        """Log density of the prior itself (noise level 0) in nats, or None where there is no closed form.
+
+        Args:
+            x: latent vector, shape (dim,).
+        """
         return None
 
     @property
@@ -103,15 +133,15 @@ class Prior(eqx.Module):
 
     @property
     def grid(self) -> Grid | None:
-        """What the latent vector is a field on, or None where neighbours in it are no neighbours."""
+        """The grid that the latent vector is a field on, or None where adjacent entries are not neighbours."""
         return None
 
     @property
     def has_affine_denoiser(self) -> bool:
-        """Whether `denoise` is affine in x, so that its derivative is the same everywhere: true of Gaussian priors."""
+        """Whether `denoise` is affine in x, so that its derivative is constant: true of Gaussian priors."""
         return False
 
     @property
     def has_transport(self) -> bool:
-        """Whether `decode` and `encode` are closed forms, which cost next to nothing."""
+        """Whether `decode` and `encode` are closed forms of negligible cost."""
         return False

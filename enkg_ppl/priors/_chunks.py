@@ -14,6 +14,11 @@ def chunked_vmap(prior: Prior, fn: Callable, *arrays):
     """``jax.vmap(fn)(*arrays)``, at most ``prior.chunk_size`` particles at a time.
 
     A network's activations, or an adaptive ODE's slowest particle, then concern one chunk and not the ensemble.
+
+    Args:
+        prior: whose `chunk_size` holds.
+        fn: function of one particle.
+        *arrays: pytrees of arrays whose leading axis is particles.
     """
     return in_chunks(prior.chunk_size, fn, *arrays)
 
@@ -21,10 +26,14 @@ def chunked_vmap(prior: Prior, fn: Callable, *arrays):
 def in_chunks(chunk_size: int | None, fn: Callable, *arrays):
     """``jax.vmap(fn)(*arrays)``, at most `chunk_size` rows at a time.
 
-    `arrays`: pytrees of arrays that lead with particles (random keys too). Chunks are of equal size, the last one
-    filled up with its last particle, so that one program serves all; they may be differentiated in either mode.
-    `jax.lax.map` has a program of its own for the rest, which runs beside the other; on a CPU of two cores XLA then
-    waits forever where both have batches for LAPACK.
+    Chunks are of equal size, the last one filled up with its last particle, so that one program serves all; they may be
+    differentiated in either mode. `jax.lax.map` has a separate program for the remainder, which runs beside the other;
+    on a CPU of two cores XLA then deadlocks where both have batches for LAPACK.
+
+    Args:
+        chunk_size: rows at a time, None for all.
+        fn: function of one row.
+        *arrays: pytrees of arrays whose leading axis is particles (random keys too).
     """
     n = jax.tree.leaves(arrays)[0].shape[0]
     if chunk_size is None or n <= chunk_size:

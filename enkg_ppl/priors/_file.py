@@ -42,13 +42,22 @@ class PriorFileError(ValueError):
 
 
 def save_prior(prior: NetworkPrior, path: str | os.PathLike, *, overwrite: bool = False) -> Path:
-    """Write a prior to the folder `path`, which appears whole or not at all; returns the path.
+    """Write a prior to a folder, which appears whole or not at all.
 
-    `overwrite`: replace the prior that is there; other files of the folder stay. Without it an existing path is
-    refused. `load_prior` gives the same prior back, bit for bit.
+    `load_prior` gives the same prior back, bit for bit.
 
-    Raises `PriorFileError` where the path exists, and for a network that is not one of this library's: such a prior
-    is code, which no file can hold.
+    Args:
+        prior: with a network of this library.
+        path: the folder.
+        overwrite: replace the prior that is there; other files of the folder stay. Without it an existing path is
+            refused.
+
+    Returns:
+        The path.
+
+    Raises:
+        PriorFileError: where the path exists, and for a network that is not one of this library's: such a prior is
+            code, which is not stored in a file.
     """
     path = Path(path)
     content, arrays = _described(prior)
@@ -73,7 +82,11 @@ def load_prior(path: str | os.PathLike) -> NetworkPrior:
     Arrays come back in the dtype they were saved in; 64-bit ones are rounded to 32 bits, with a warning, where JAX has
     64-bit floats off.
 
-    Raises `PriorFileError` where the folder is no prior, was cut short or changed, or comes from a newer version.
+    Args:
+        path: the folder.
+
+    Raises:
+        PriorFileError: where the folder is no prior, was truncated or changed, or comes from a newer version.
     """
     path = Path(path)
     content = _read_json(path / JSON_NAME)

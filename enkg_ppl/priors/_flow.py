@@ -68,17 +68,21 @@ def _diffrax():
 class Flow(eqx.Module):
     """The probability-flow ODE of a prior, solved to a tolerance: it maps ``z ~ N(0, I)`` to ``x ~ prior`` and back.
 
-    It is what `Prior.decode` approximates in a fixed number of steps, and where the density of a prior without a closed
-    form comes from. Every method takes ONE particle; use `jax.vmap` for ensembles.
+    `Prior.decode` approximates it in a fixed number of steps, and it gives the density of a prior without a closed
+    form. Every method takes ONE particle; use `jax.vmap` for ensembles.
 
-    `sigma_max`, `sigma_min`: noise levels where the flow starts and ends, in units of x (default: 200 and 1e-4
-    times the prior's scale). What is left of the noise at `sigma_min` is part of the map: it is what makes
-    `inverse` the exact inverse of `forward`.
-    `num_steps`: None for adaptive steps to `rtol` and `atol` (default 1e-6 with 64-bit floats, 1e-4 with 32-bit),
-    or a fixed number of steps of the solver for speed.
-    `solver`: of diffrax, by default `diffrax.Tsit5()`.
-    `adjoint`: how diffrax differentiates the solve. The default, `diffrax.RecursiveCheckpointAdjoint()`, supports
-    reverse mode (what NUTS uses); pass `diffrax.ForwardMode()` for forward mode.
+    Attributes:
+        prior: whose denoiser drives the flow.
+        sigma_max: noise level where the flow starts, in units of x (default: 200 times the prior's scale).
+        sigma_min: noise level where the flow ends, in units of x (default: 1e-4 times the prior's scale). The noise
+            that remains there is part of the map, and makes `inverse` the exact inverse of `forward`.
+        num_steps: None for adaptive steps, or a fixed number of steps of the solver for speed.
+        rtol: relative tolerance of adaptive steps (default 1e-6 with 64-bit floats, 1e-4 with 32-bit).
+        atol: absolute tolerance of adaptive steps (default as `rtol`).
+        max_steps: largest number of adaptive steps.
+        solver: of diffrax (default `diffrax.Tsit5()`).
+        adjoint: how diffrax differentiates the solve. The default, `diffrax.RecursiveCheckpointAdjoint()`, supports
+            reverse mode (what NUTS uses); pass `diffrax.ForwardMode()` for forward mode.
     """
 
     prior: Prior
@@ -137,13 +141,21 @@ class Flow(eqx.Module):
         return jax.tree.map(lambda leaf: leaf[-1], solution.ys) if levels is None else solution.ys
 
     def forward(self, z: Vector) -> Vector:
-        """Map ``z ~ N(0, I)`` to ``x ~ prior``."""
+        """Map ``z ~ N(0, I)`` to ``x ~ prior``.
+
+        Args:
+            z: shape (dim,).
+        """
         low, high = self._log_levels()
         u = self._solve(lambda t, u, _: self._velocity(t, u), high, low, z)
         return self.prior.location + self._width(low) * u
 
     def inverse(self, x: Vector) -> Vector:
-        """Map x to its z, the inverse of `forward`."""
+        """Map x to its z, the inverse of `forward`.
+
+        Args:
+            x: latent vector, shape (dim,).
+        """
         low, high = self._log_levels()
         u = (x - self.prior.location) / self._width(low)
         return self._solve(lambda t, u, _: self._velocity(t, u), low, high, u)
@@ -158,13 +170,18 @@ class Flow(eqx.Module):
     ) -> Scalar:
         """Log density of x in nats by the instantaneous change of variables.
 
-        `divergence`: "exact" (trace of the Jacobian, `dim` products with it at every noise level) or "hutchinson"
-        (`num_probes` vectors of random signs from `key` at each of 256 noise levels, unbiased); the default is exact
-        up to 128 dimensions.
+        Args:
+            x: latent vector, shape (dim,).
+            key: random key, for "hutchinson".
+            divergence: "exact" (trace of the Jacobian, `dim` products with it at every noise level) or "hutchinson"
+                (unbiased; vectors of random signs at each of 256 noise levels); the default is exact up to 128
+                dimensions.
+            num_probes: vectors of random signs at each noise level.
+
+        Raises:
+            ValueError: where Hutchinson's estimate is asked for without a key.
 
         Source: Chen et al., arXiv 1806.07366, theorem 1; Grathwohl et al., arXiv 1810.01367, eq. 8 (Hutchinson).
-
-        Raises `ValueError` where Hutchinson's estimate is asked for without a key.
         """
         return self.log_prob_and_error(x, key=key, divergence=divergence, num_probes=num_probes)[0]
 
@@ -176,9 +193,15 @@ class Flow(eqx.Module):
         divergence: Literal["exact", "hutchinson"] | None = None,
         num_probes: int = 1,
     ) -> tuple[Scalar, Scalar]:
-        """`log_prob`, and the standard error that the random signs give it: 0 of an exact one, NaN of one probe.
+        """`log_prob`, and its standard error due to the random signs: 0 of an exact one, NaN of one probe.
 
         The error has no derivative.
+
+        Args:
+            x: latent vector, shape (dim,).
+            key: random key, for "hutchinson".
+            divergence: as for `log_prob`.
+            num_probes: vectors of random signs at each noise level.
         """
         if divergence is None:
             divergence = "exact" if self.prior.dim <= EXACT_DIVERGENCE_DIM else "hutchinson"

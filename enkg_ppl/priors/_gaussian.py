@@ -30,11 +30,15 @@ class GaussianPrior(Prior):
     """``N(mean, B diag(variances) B^T)`` with an orthonormal basis ``B``.
 
     Make one with `GaussianPrior(mean, variances)` (diagonal), `GaussianPrior.full(mean, covariance)` or
-    `GaussianPrior(mean, variances, to_basis, from_basis)`, where the two callables apply ``B^T`` and ``B``
-    to one vector (for instance an orthonormal cosine transform). `GaussianPrior.standard(dim)` is ``N(0, I)``.
+    `GaussianPrior(mean, variances, to_basis, from_basis)`. `GaussianPrior.standard(dim)` is ``N(0, I)``.
 
-    All variances must be positive. The denoiser is the Wiener filter
-    ``mean + B diag(variances / (variances + sigma^2)) B^T (x - mean)``.
+    The denoiser is the Wiener filter ``mean + B diag(variances / (variances + sigma^2)) B^T (x - mean)``.
+
+    Attributes:
+        mean: shape (dim,).
+        variances: along the columns of ``B``, shape (dim,); all must be positive.
+        to_basis: applies ``B^T`` to one vector (for instance an orthonormal cosine transform).
+        from_basis: applies ``B`` to one vector.
     """
 
     mean: Float[AnyArray, " dim"]
@@ -51,14 +55,23 @@ class GaussianPrior(Prior):
 
     @classmethod
     def standard(cls, dim: int) -> GaussianPrior:
-        """``N(0, I)`` in ``dim`` dimensions."""
+        """``N(0, I)``.
+
+        Args:
+            dim: number of dimensions.
+        """
         return cls(jnp.zeros(dim), jnp.ones(dim))
 
     @classmethod
     def full(cls, mean: Float[AnyArray, " dim"], covariance: Float[AnyArray, "dim dim"]) -> GaussianPrior:
-        """From a symmetric positive definite covariance matrix.
+        """From a full covariance matrix.
 
-        Raises `ValueError` where the matrix has an eigenvalue that is not positive.
+        Args:
+            mean: shape (dim,).
+            covariance: symmetric positive definite, shape (dim, dim).
+
+        Raises:
+            ValueError: where the matrix has an eigenvalue that is not positive.
         """
         mean, covariance = jnp.asarray(mean), jnp.asarray(covariance)
         if covariance.shape != (mean.shape[0], mean.shape[0]):
@@ -100,7 +113,13 @@ class GaussianPrior(Prior):
         return self.conditional_decode(jr.normal(key, x.shape, x.dtype), x, sigma)
 
     def conditional_decode(self, eps: Vector, x: Vector, sigma: Scalar) -> Vector:
-        """The draw of `conditional_sample` that a standard-normal `eps` stands for."""
+        """The draw of `conditional_sample` that corresponds to a standard-normal vector.
+
+        Args:
+            eps: standard-normal vector, shape (dim,).
+            x: noisy latent vector, shape (dim,).
+            sigma: noise level, above 0.
+        """
         variance = self.variances * sigma**2 / (self.variances + sigma**2)
         return self.denoise(x, sigma) + self.from_basis(jnp.sqrt(variance) * eps)
 

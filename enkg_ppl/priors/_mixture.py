@@ -15,10 +15,16 @@ from enkg_ppl.types import AnyArray, Key, Scalar, Vector
 class MixturePrior(Prior):
     """``sum_k weights_k N(means_k, covariance_k)``, every conditional in closed form.
 
-    Make one with `MixturePrior(weights, means, variances)`, variances of shape ``(components,)`` (isotropic) or
-    ``(components, dim)`` (diagonal), or with `MixturePrior.full(weights, means, covariances)`.
-    Weights are normalised. Noising a component only adds ``sigma^2`` to its eigenvalues, so the mixture at any
-    noise level, its denoiser and its conditional draws follow from the components'.
+    Make one with `MixturePrior(weights, means, variances)` or `MixturePrior.full(weights, means, covariances)`. Noising
+    a component only adds ``sigma^2`` to its eigenvalues, so the mixture at any noise level, its denoiser and its
+    conditional draws follow from the components'.
+
+    Args:
+        weights: shape (components,); they are normalised.
+        means: shape (components, dim).
+        variances: shape ``(components,)`` (isotropic) or ``(components, dim)`` (along the axes, or the columns of
+            `bases`).
+        bases: orthonormal eigenvectors of each covariance as columns, shape (components, dim, dim); None for the axes.
     """
 
     log_weights: Float[AnyArray, " components"]
@@ -49,7 +55,13 @@ class MixturePrior(Prior):
 
     @classmethod
     def full(cls, weights, means, covariances: Float[AnyArray, "components dim dim"]) -> MixturePrior:
-        """From full covariance matrices, one a component."""
+        """From full covariance matrices, one a component.
+
+        Args:
+            weights: shape (components,); they are normalised.
+            means: shape (components, dim).
+            covariances: symmetric positive definite, shape (components, dim, dim).
+        """
         variances, bases = jnp.linalg.eigh(jnp.asarray(covariances))
         return cls(weights, means, variances, bases)
 
@@ -105,5 +117,10 @@ class MixturePrior(Prior):
         return (self.means + noise)[k]
 
     def log_prob(self, x: Vector, sigma: Scalar | float = 0.0) -> Scalar:
-        """Log density at ``x`` of the prior noised to level ``sigma``."""
+        """Log density in nats of the prior noised to a level.
+
+        Args:
+            x: latent vector, shape (dim,).
+            sigma: the noise level.
+        """
         return logsumexp(self._log_joint(x, sigma))

@@ -35,29 +35,36 @@ class _Function(eqx.Module):
 
 
 class NetworkPrior(Prior):
-    """A network behind a denoiser.
+    """A prior whose denoiser is a preconditioned network.
 
-    `network`: any callable ``network(x, noise)`` of ONE event of shape `event_shape` and a scalar, that returns an
-    array of that shape. An Equinox module is differentiated, cast and saved; a plain function's arrays become
-    constants. `preconditioning`: what makes a denoiser of it (`EDM`, `VP`, `VE`, `IDDPM`, `Discrete`, `Direct`).
-    `event_shape`: the latent vector x is the flattened event.
-    `location`: mean of the data, broadcast to the event shape or flat. `scale`: standard deviation of the data along
-    their widest principal direction (not of one entry: for images it is several times larger). The probability flow
-    starts at 200 of it, the guided flow at 2.
-    `shift`, `spread`: the network sees ``(x - shift) / spread`` and the noise level ``sigma / spread``; `shift` may
-    be an array that broadcasts to the event, `spread` is one number since the noise is alike in every direction.
-    `sigma_min`, `sigma_max`: noise levels, in units of x, within which the network is to be trusted (default: the
-    preconditioning's). Outside, the denoiser is continued: below `sigma_min` with the score of `sigma_min`,
-    ``D(x, sigma) = x + (sigma / sigma_min)^2 (D(x, sigma_min) - x)``; above `sigma_max`, where the prior is almost
-    a point to the noise, with ``D(x, sigma) = m + c (D(m + c (x - m), sigma_max) - m)``, m the location and
-    ``c = sigma_max / sigma``, whose error is of order (scale / sigma_max)^2 of the correction.
-    `chunk_size`: the library evaluates at most this many particles at a time, to bound memory; in code of your own
-    use `chunked_vmap`.
-    `dtype`: precision of the network's own arithmetic, such as "bfloat16"; None for the caller's. What goes in and
-    comes out, and the noise coordinate, keep the caller's precision.
-    `record`: JSON values that travel with the prior, such as how it was trained.
+    Outside the trusted noise levels, the denoiser is extrapolated: below `sigma_min` with the score of `sigma_min`,
+    ``D(x, sigma) = x + (sigma / sigma_min)^2 (D(x, sigma_min) - x)``; above `sigma_max`, where the prior is narrow
+    compared with the noise, with ``D(x, sigma) = m + c (D(m + c (x - m), sigma_max) - m)``, m the location and ``c =
+    sigma_max / sigma``, whose error is of order (scale / sigma_max)^2 of the correction.
 
-    Raises `ValueError` for arguments that make no sense, and for a network whose output has not the event's shape.
+    Args:
+        network: any callable ``network(x, noise)`` of ONE event of shape `event_shape` and a scalar, that returns an
+            array of that shape. An Equinox module is differentiated, cast and saved; a plain function's arrays become
+            constants.
+        preconditioning: turns the network into a denoiser (`EDM`, `VP`, `VE`, `IDDPM`, `Discrete`, `Direct`).
+        event_shape: the latent vector x is the flattened event.
+        location: mean of the data, broadcast to the event shape or flat.
+        scale: standard deviation of the data along their widest principal direction (not of one entry: for images it is
+            several times larger). The probability flow starts at 200 of it, the guided flow at 2.
+        shift: the network's input is ``(x - shift) / spread``; may be an array that broadcasts to the event.
+        spread: the network's noise level is ``sigma / spread``; one number, since the noise is alike in every
+            direction.
+        sigma_min: smallest noise level, in units of x, at which the network is to be trusted (default: the
+            preconditioning's).
+        sigma_max: largest such noise level (default: the preconditioning's).
+        chunk_size: the library evaluates at most this many particles at a time, to bound memory; in code of your own
+            use `chunked_vmap`.
+        dtype: precision of the network's own arithmetic, such as "bfloat16"; None for the caller's. Input and output,
+            and the noise coordinate, keep the caller's precision.
+        record: JSON values stored with the prior, such as how it was trained.
+
+    Raises:
+        ValueError: for invalid arguments, and for a network whose output does not have the event's shape.
 
     Source: Karras et al. 2022, arXiv 2206.00364, eq. 7.
     """
@@ -126,10 +133,15 @@ class NetworkPrior(Prior):
     def from_denoiser(
         cls, denoise: Callable[[Array, Scalar], Array], event_shape: tuple[int, ...] | int, **options
     ) -> NetworkPrior:
-        """From any ``denoise(x, sigma) = E[x0 | x0 + sigma eps = x]`` of one event; options as of `NetworkPrior`.
+        """From a denoiser ``denoise(x, sigma) = E[x0 | x0 + sigma eps = x]`` of one event.
 
-        A noise, v or x0 prediction on the steps of a schedule is plugged in with the preconditioning `Discrete`:
+        A noise, v or x0 prediction on the steps of a schedule is used with the preconditioning `Discrete`:
         ``NetworkPrior(eps, Discrete(alphas_cumprod), event_shape, location=..., scale=...)``.
+
+        Args:
+            denoise: function of one event and the noise level.
+            event_shape: the latent vector x is the flattened event.
+            **options: of `NetworkPrior`.
         """
         return cls(denoise, Direct(), event_shape, **options)
 
@@ -163,7 +175,7 @@ class NetworkPrior(Prior):
 
     @property
     def grid(self) -> Grid | None:
-        """Of events ``(channels, ...)`` or ``(rows, columns)``; their edges meet where the network's do."""
+        """Of events ``(channels, ...)`` or ``(rows, columns)``; periodic where the network is."""
         shape = self.event_shape
         channels = 1 if len(shape) == 2 and shape[0] >= LEAST_GRID else shape[0]
         places = shape if channels == 1 and len(shape) == 2 else shape[1:]
@@ -175,6 +187,9 @@ class NetworkPrior(Prior):
         """By a few steps of the reverse SDE, at half the cost of `sample`.
 
         Directions narrower than a fiftieth of the prior's scale come out too narrow.
+
+        Args:
+            key: random key.
         """
         return sde_sample(key, self, ROUGH_STEPS)
 

@@ -17,17 +17,19 @@ from enkg_ppl.types import Key, Scalar, Vector
 
 
 class ProductPrior(Prior):
-    """Independent blocks, each in its own standard units, one below the other in the latent vector.
+    """Independent blocks, each in its own standard units, concatenated in the latent vector.
 
-    A latent vector u holds ``(x - location) / scale`` of every block, `location` and `scale` being the block's. So
-    one noise level means the same to all of them, and the conditionals of u are those of the blocks: noising u to level
-    sigma is noising x to level ``scale * sigma``.
+    A latent vector u holds ``(x - location) / scale`` of every block, `location` and `scale` being the block's. So one
+    noise level means the same to all of them, and the conditionals of u are those of the blocks: noising u to level
+    sigma is noising x to level ``scale * sigma``. Every method delegates to the blocks, each of which uses its closed
+    form or the flow.
 
-    `blocks`: priors. `copies`: how often each is repeated, independently (default: once).
+    Args:
+        blocks: priors.
+        copies: how often each is repeated, independently (default: once).
 
-    Every question goes to the blocks, each of which answers in its own way: in closed form, or by the flow.
-
-    Raises `ValueError` without blocks, and for copies that do not match them.
+    Raises:
+        ValueError: without blocks, and for copies that do not match them.
     """
 
     blocks: tuple[Prior, ...]

@@ -15,7 +15,12 @@ class Record(Mapping):
     """A read-only dictionary of JSON values that can be compared and hashed, as static fields must be.
 
     NumPy and JAX numbers and arrays become plain ones, infinities and NaN become None.
-    Raises `TypeError` for what has no place in JSON.
+
+    Args:
+        values: the entries.
+
+    Raises:
+        TypeError: for values that JSON cannot represent.
     """
 
     def __init__(self, values: Mapping[str, Any] | None = None):

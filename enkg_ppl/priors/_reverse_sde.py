@@ -127,7 +127,13 @@ def reverse_sde_sample(key: Key, prior: Denoiser, x: Vector, sigma: Scalar, num_
 
 
 def sde_sample(key: Key, prior: Denoiser, num_steps: int) -> Vector:
-    """Draw x from a denoiser's prior by this many steps of the reverse SDE, from noise beside which x is nothing."""
+    """Draw x from a denoiser's prior by the reverse SDE, from a noise level at which x is negligible.
+
+    Args:
+        key: random key.
+        prior: the denoiser.
+        num_steps: steps of the reverse SDE.
+    """
     key_noise, key_draw = jr.split(key)
     location = prior.location
     sigma = jnp.asarray(HIGHEST * prior.scale, location.dtype)

@@ -26,15 +26,17 @@ from enkg_ppl.types import Scalar
 class TorchNetwork(eqx.Module):
     """``network(x, noise)`` by a PyTorch module, for `NetworkPrior`.
 
-    `module`: called as ``module(x, noise)`` with x of shape (batch, *event_shape) and noise (batch,), on the module's
-    own device and in its own precision; returns (batch, *event_shape). It is put into evaluation mode when the
-    network is made, and its parameters are not trained or saved by this library.
-
     Works under `jax.jit` and `jax.vmap` and has first derivatives in both modes (the module must suit `torch.func`).
-    Second derivatives raise `TypeError`: the gradient of `Flow.log_prob` needs them, the gradient of `Flow.decode`
-    does not.
+    Second derivatives raise `TypeError`: the gradient of `Flow.log_prob` needs them, the gradient of `Flow.decode` does
+    not.
 
-    Raises `ImportError` without PyTorch.
+    Args:
+        module: called as ``module(x, noise)`` with x of shape (batch, *event_shape) and noise (batch,), on the module's
+            own device and in its own precision; returns (batch, *event_shape). It is put into evaluation mode when the
+            network is made, and its parameters are not trained or saved by this library.
+
+    Raises:
+        ImportError: without PyTorch.
     """
 
     _host: _Host = eqx.field(static=True)

@@ -41,7 +41,14 @@ IDDPM_LARGEST_STEP, IDDPM_OFFSET = 0.001, 0.008
 
 
 class Coefficients(NamedTuple):
-    """The four scalars of one noise level; `noise` is what the network is told about it."""
+    """The four scalars of one noise level: ``D(x, sigma) = skip x + out network(input x, noise)``.
+
+    Attributes:
+        skip: factor of the noisy input in the denoiser.
+        out: factor of the network's output.
+        input: factor of the network's input.
+        noise: the network's noise coordinate.
+    """
 
     skip: Scalar
     out: Scalar
@@ -54,10 +61,17 @@ class Preconditioning(eqx.Module):
 
     @abc.abstractmethod
     def coefficients(self, sigma: Scalar) -> Coefficients:
-        """The scalars of noise level ``sigma > 0``, in units of the data as the network sees them."""
+        """The scalars of a noise level.
+
+        Args:
+            sigma: noise level, above 0, in the network's units of the data.
+        """
 
     def loss_weight(self, sigma: Scalar) -> Scalar:
-        """Weight of ``|D(x, sigma) - x0|^2`` in training, ``1 / out^2``: every level then counts alike for the network.
+        """Weight of ``|D(x, sigma) - x0|^2`` in training, ``1 / out^2``: equal weight for every level.
+
+        Args:
+            sigma: noise level, above 0.
 
         Source: Karras et al. 2022, eq. 8 and appendix B.6.
         """
@@ -65,12 +79,12 @@ class Preconditioning(eqx.Module):
 
     @property
     def sigma_min(self) -> float | None:
-        """Smallest noise level that the network knows, None where the formulas set no bound."""
+        """Smallest noise level of the network's training, None where the formulas set no bound."""
         return None
 
     @property
     def sigma_max(self) -> float | None:
-        """Largest noise level that the network knows, None where the formulas set no bound."""
+        """Largest noise level of the network's training, None where the formulas set no bound."""
         return None
 
     def config(self) -> dict:
@@ -79,11 +93,14 @@ class Preconditioning(eqx.Module):
 
 
 class EDM(Preconditioning):
-    """Input and target of unit variance at every noise level; the network is told ``log(sigma) / 4``.
+    """Input and target of unit variance at every noise level; the noise coordinate is ``log(sigma) / 4``.
 
-    `sigma_data`: standard deviation of an entry of the data, as the network sees them. `negated`: for a network that
-    predicts the target with the other sign; with ``sigma_data=1`` that is the v of Salimans & Ho (arXiv 2202.00512).
-    `sigma_min`, `sigma_max`: noise levels of the training, None where not known.
+    Args:
+        sigma_data: standard deviation of an entry of the data, in the network's units.
+        negated: for a network that predicts the target with the other sign; with ``sigma_data=1`` that is the v of
+            Salimans & Ho (arXiv 2202.00512).
+        sigma_min: smallest noise level of the training, None where not known.
+        sigma_max: largest noise level of the training, None where not known.
 
     Source: Karras et al. 2022, table 1, last column.
     """
@@ -133,9 +150,15 @@ class EDM(Preconditioning):
 
 
 class VP(Preconditioning):
-    """Noise prediction in continuous time (DDPM++ cont.); the network is told ``(num_steps - 1) t(sigma)``.
+    """Noise prediction in continuous time (DDPM++ cont.); the noise coordinate is ``(num_steps - 1) t(sigma)``.
 
-    ``sigma(t)^2 = exp(beta_d t^2 / 2 + beta_min t) - 1``. `time_min`: smallest time of the training.
+    ``sigma(t)^2 = exp(beta_d t^2 / 2 + beta_min t) - 1``.
+
+    Attributes:
+        beta_d: slope of ``beta(t) = beta_min + beta_d t``.
+        beta_min: beta at t = 0.
+        num_steps: steps of the training, M.
+        time_min: smallest time of the training.
 
     Source: Song et al., arXiv 2011.13456, eq. 32; Karras et al. 2022, table 1, first column.
     """
@@ -152,7 +175,11 @@ class VP(Preconditioning):
         _need(0 < self.time_min < 1, f"VP needs 0 < time_min < 1; got time_min={self.time_min}")
 
     def time(self, sigma: Scalar) -> Scalar:
-        """t of a noise level, 1 at `sigma_max`."""
+        """t of a noise level, 1 at `sigma_max`.
+
+        Args:
+            sigma: noise level.
+        """
         growth = 2 * jnp.log1p(sigma**2)
         # The root's difference from beta_min, written so that small noise levels lose no digits.
         return growth / (jnp.sqrt(self.beta_min**2 + self.beta_d * growth) + self.beta_min)
@@ -174,9 +201,11 @@ class VP(Preconditioning):
 
 
 class VE(Preconditioning):
-    """Score prediction without scaling (NCSN++ cont.); the network is told ``log(sigma / 2)``.
+    """Score prediction without scaling (NCSN++ cont.); the noise coordinate is ``log(sigma / 2)``.
 
-    `sigma_min`, `sigma_max`: noise levels of the training.
+    Args:
+        sigma_min: smallest noise level of the training.
+        sigma_max: largest noise level of the training.
 
     Source: Song et al., arXiv 2011.13456, section 3.4; Karras et al. 2022, table 1, second column.
     """
@@ -210,11 +239,11 @@ class VE(Preconditioning):
 
 
 class Stepped(Preconditioning):
-    """Trained on the noise levels of so many steps and no others."""
+    """Trained on a finite number of noise levels only."""
 
     @abc.abstractmethod
     def sigmas(self) -> np.ndarray:
-        """Noise levels of the steps, rising."""
+        """Noise levels of the steps, increasing."""
 
     @property
     def sigma_min(self) -> float:
@@ -226,10 +255,12 @@ class Stepped(Preconditioning):
 
 
 class IDDPM(Stepped):
-    """Noise prediction on the cosine grid of improved DDPM; the network is told the nearest step's number.
+    """Noise prediction on the cosine grid of improved DDPM; the noise coordinate is the nearest step's number.
 
-    `num_steps`: M. `nearest`: False interpolates the step's number in log sigma instead, which leaves no jumps for an
-    ODE solver to stumble over.
+    Attributes:
+        num_steps: M.
+        nearest: False interpolates the step's number in log sigma instead, which avoids jumps that disturb an ODE
+            solver.
 
     Source: Nichol & Dhariwal, arXiv 2102.09672; Karras et al. 2022, table 1, third column.
     """
@@ -257,11 +288,16 @@ class IDDPM(Stepped):
 class Discrete(Stepped):
     """A network trained on the steps of a discrete schedule, ``x_t = sqrt(a_t) x0 + sqrt(1 - a_t) eps``.
 
-    `alphas_cumprod`: ``a_t`` of steps 0, 1, ..., decreasing, between 0 and 1. `prediction`: what the network predicts,
-    "noise" (eps; Ho et al., arXiv 2006.11239), "v" (``sqrt(a) eps - sqrt(1 - a) x0``; Salimans & Ho, arXiv 2202.00512,
-    section 4) or "x0".
-    The network is told ``time_scale * step + time_offset``. Between the steps the step's number is interpolated in log
-    sigma; `nearest=True` rounds it, for a network that was never shown anything but whole numbers.
+    The network's noise coordinate is ``time_scale * step + time_offset``.
+
+    Args:
+        alphas_cumprod: ``a_t`` of steps 0, 1, ..., decreasing, between 0 and 1.
+        prediction: what the network predicts, "noise" (eps; Ho et al., arXiv 2006.11239), "v" (``sqrt(a) eps - sqrt(1 -
+            a) x0``; Salimans & Ho, arXiv 2202.00512, section 4) or "x0".
+        time_scale: factor of the step's number.
+        time_offset: added to it.
+        nearest: round the step's number, for a network that was trained on whole numbers only, instead of interpolating
+            it in log sigma.
     """
 
     alphas_cumprod: tuple[float, ...] = eqx.field(static=True)

@@ -125,15 +125,26 @@ def _beta_start(z: Values, a: Values, b: Values, low: Values, high: Values) -> V
 def beta(z: Values, concentration1: Values, concentration0: Values) -> Values:
     """LOGIT of the quantile of a beta distribution; the logit, since both ends round off.
 
-    **Arguments:** score `z`; shapes of ``x^(concentration1 - 1) (1 - x)^(concentration0 - 1)``, above 0.
-    **Returns:** ``logit x`` with ``I_x(concentration1, concentration0) = Phi(z)``.
+    Args:
+        z: score.
+        concentration1: shape ``a`` of the density ``x^(a - 1) (1 - x)^(b - 1)``, above 0.
+        concentration0: shape ``b``, above 0.
+
+    Returns:
+        ``logit x`` with ``I_x(concentration1, concentration0) = Phi(z)``.
     """
     u = _beta_invert(*_log_tails(z), concentration1, concentration0)
     return u + jnp.log(concentration1) - jnp.log(concentration0)
 
 
 def beta_score(logit_x: Values, concentration1: Values, concentration0: Values) -> Values:
-    """Inverse of `beta`."""
+    """Inverse of `beta`.
+
+    Args:
+        logit_x: logit of the value.
+        concentration1: as for `beta`.
+        concentration0: as for `beta`.
+    """
     u = logit_x - jnp.log(concentration1) + jnp.log(concentration0)
     constant = _beta_constant(concentration1, concentration0)
     log_p, log_q, _ = _beta_log_tails(u, concentration1, concentration0, constant)

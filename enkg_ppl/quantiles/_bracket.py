@@ -12,14 +12,18 @@ MAX_STEPS = 150
 
 
 def invert(tails: Callable, z: Values, low: Values, high: Values, start: Values) -> Values:
-    """The value in ``[low, high]`` whose tail probabilities are those of the score `z`.
-
-    **Arguments:** ``tails(x)`` gives the logs of the lower tail, of the upper tail and of the density; `low` and
-    `high` are finite and bracket the value; `start` lies between them.
+    """The value in ``[low, high]`` whose tail probabilities are those of a score.
 
     Newton on the log of the smaller tail, safeguarded as in Numerical Recipes (section 9.4): where a step leaves the
     bracket, or the last one did not halve the error, the bracket is halved. It is halved in the order of the floats,
     not in their distance, so that a value of 1e-300 between 0 and 1 is found as fast as any other.
+
+    Args:
+        tails: ``tails(x)`` gives the logs of the lower tail, of the upper tail and of the density.
+        z: score.
+        low: finite lower end of a bracket of the value.
+        high: finite upper end.
+        start: initial value between them.
     """
     lower = z <= 0
     log_p, log_q = _log_tails(z)

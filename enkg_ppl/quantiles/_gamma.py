@@ -93,12 +93,16 @@ def _gamma_log_tails(u: Values, a: Values, constant: Values) -> tuple[Values, Va
 def gamma(z: Values, concentration: Values) -> Values:
     """LOG of the quantile of a unit-rate gamma distribution; the log, since small shapes underflow.
 
-    **Arguments:** score `z`; `concentration` above 0. **Returns:** ``log x`` with ``P(concentration, x) =
-    Phi(z)``.
+    Newton in ``u = log(x / a)`` on ``log P`` below the median and on ``log Q`` above it. Starts: Wilson & Hilferty
+    (1931), or the power-law bound ``P <= x^a / Gamma(a + 1)`` where that is nearer. Kept below ``a + sqrt(2 a t) + t``,
+    ``t = -log Q`` (Boucheron, Lugosi & Massart 2013, section 2.4).
 
-    Newton in ``u = log(x / a)`` on ``log P`` below the median and on ``log Q`` above it. Starts: Wilson &
-    Hilferty (1931), or the power-law bound ``P <= x^a / Gamma(a + 1)`` where that is nearer. Kept below ``a +
-    sqrt(2 a t) + t``, ``t = -log Q`` (Boucheron, Lugosi & Massart 2013, section 2.4).
+    Args:
+        z: score.
+        concentration: shape ``a``, above 0.
+
+    Returns:
+        ``log x`` with ``P(concentration, x) = Phi(z)``.
     """
     a = concentration
     lower = z <= 0
@@ -124,7 +128,12 @@ def gamma(z: Values, concentration: Values) -> Values:
 
 
 def gamma_score(log_x: Values, concentration: Values) -> Values:
-    """Inverse of `gamma`: the score of a unit-rate gamma value, given its log."""
+    """Inverse of `gamma`: the score of a unit-rate gamma value, given its log.
+
+    Args:
+        log_x: log of the value.
+        concentration: above 0.
+    """
     u = log_x - jnp.log(concentration)
     log_p, log_q, _ = _gamma_log_tails(u, concentration, _gamma_constant(concentration))
     return normal_score(log_p, log_q)

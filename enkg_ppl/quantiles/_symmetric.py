@@ -31,13 +31,15 @@ POLISH_STEPS = 3  # the start is within 1e-3 relative, and each step squares tha
 
 
 class Symmetric(NamedTuple):
-    """A standard symmetric distribution on the real line, as what `quantile`, `score` and truncation need.
+    """A standard symmetric distribution on the real line, in the form that `quantile`, `score` and truncation need.
 
-    - `log_cdf(x)`: exact in the lower tail (the upper one is ``log_cdf(-x)``).
-    - `inverse(log_p, log_q)`: the quantile with these log tails.
-    - `log_mass(low, high, width)`: log probability of an interval, also where ``width = high - low`` is tiny.
-    - `offset(log_mass, low, value)`: the width of the interval from finite `low` with that log probability,
-      to relative accuracy however small; `value` is its upper end, accurate to the rounding of `low`.
+    Attributes:
+        log_cdf: ``log_cdf(x)``, exact in the lower tail (the upper one is ``log_cdf(-x)``).
+        inverse: ``inverse(log_p, log_q)``, the quantile with these log tails.
+        log_mass: ``log_mass(low, high, width)``, log probability of an interval, also where ``width = high - low`` is
+            tiny.
+        offset: ``offset(log_mass, low, value)``, the width of the interval from finite `low` with that log probability,
+            to relative accuracy however small; `value` is its upper end, accurate to the rounding of `low`.
     """
 
     log_cdf: Callable
@@ -47,12 +49,22 @@ class Symmetric(NamedTuple):
 
 
 def quantile(family: Symmetric, z: Values) -> Values:
-    """Quantile of an untruncated symmetric family at score `z`."""
+    """Quantile of an untruncated symmetric family.
+
+    Args:
+        family: the distribution.
+        z: score.
+    """
     return family.inverse(*_log_tails(z))
 
 
 def score(family: Symmetric, x: Values) -> Values:
-    """Inverse of `quantile`."""
+    """Inverse of `quantile`.
+
+    Args:
+        family: the distribution.
+        x: value.
+    """
     z = ndtri_exp(family.log_cdf(-jnp.abs(x)))
     return jnp.where(x < 0, z, -z)
 
@@ -60,9 +72,17 @@ def score(family: Symmetric, x: Values) -> Values:
 def truncated_lower(family: Symmetric, z: Values, low: Values, high: Values) -> tuple[Values, Values]:
     """Quantile of a family truncated to ``(low, high)``, for ``z <= 0``.
 
-    **Returns:** the value, and its distance from `low` to relative accuracy (``inf`` where `low` is
-    infinite): near a bound the value rounds to the bound, and the distance is what still tells values apart.
     For ``z > 0`` reflect: the distance from `high` is that of ``truncated_lower(family, -z, -high, -low)``.
+
+    Args:
+        family: the distribution.
+        z: score, at most 0.
+        low: lower bound, or -inf.
+        high: upper bound, or inf.
+
+    Returns:
+        The value, and its distance from `low` to relative accuracy (``inf`` where `low` is infinite): near a bound the
+            value rounds to the bound, and only the distance still separates values.
     """
     log_p, log_q = _log_tails(z)
     log_total = family.log_mass(low, high, high - low)
@@ -75,12 +95,24 @@ def truncated_lower(family: Symmetric, z: Values, low: Values, high: Values) -> 
 
 
 def nearer_bound(value: Values, offset: Values) -> Bool[Array, "..."]:
-    """Whether `offset` (from the bound) is better known than `value` (from the location, to 1 ulp of 1)."""
+    """Whether `offset` (from the bound) is better known than `value` (from the location, to 1 ulp of 1).
+
+    Args:
+        value: distance from the location.
+        offset: distance from the bound.
+    """
     return offset < jnp.maximum(jnp.abs(value), 0.5)
 
 
 def truncated(family: Symmetric, z: Values, low: Values, high: Values) -> Values:
-    """Quantile of a standard symmetric family truncated to ``(low, high)``; infinite bounds are allowed."""
+    """Quantile of a standard symmetric family truncated to ``(low, high)``.
+
+    Args:
+        family: the distribution.
+        z: score.
+        low: lower bound, or -inf.
+        high: upper bound, or inf.
+    """
     lower = z <= 0
     near, far = jnp.where(lower, low, -high), jnp.where(lower, high, -low)
     value, offset = truncated_lower(family, -jnp.abs(z), near, far)
@@ -91,8 +123,13 @@ def truncated(family: Symmetric, z: Values, low: Values, high: Values) -> Values
 def truncated_normal(z: Values, low: Values, high: Values) -> Values:
     """Quantile of a standard normal truncated to ``(low, high)``.
 
-    ``Phi(v) = Phi(low) Phi(-z) + Phi(high) Phi(z)``, solved in logs from the smaller tail, so both bounds may
-    lie far in one tail.
+    ``Phi(v) = Phi(low) Phi(-z) + Phi(high) Phi(z)``, solved in logs from the smaller tail, so both bounds may lie far
+    in one tail.
+
+    Args:
+        z: score.
+        low: lower bound, or -inf.
+        high: upper bound, or inf.
     """
     return truncated(normal(), z, low, high)
 
@@ -168,7 +205,11 @@ def normal() -> Symmetric:
 
 
 def student_t(df: Values) -> Symmetric:
-    """Student's t: ``2 F(-t) = I_x(df/2, 1/2)`` at ``x = df / (df + t^2)``, that is ``u = -2 log t`` (DLMF 8.17)."""
+    """Student's t: ``2 F(-t) = I_x(df/2, 1/2)`` at ``x = df / (df + t^2)``, that is ``u = -2 log t`` (DLMF 8.17).
+
+    Args:
+        df: degrees of freedom, above 0.
+    """
     a, b = 0.5 * df, jnp.full_like(df, 0.5)
     constant = _beta_constant(a, b)
     log_peak = constant + 0.5 * (df + 1.0) * jnp.log1p(1.0 / df)
@@ -310,7 +351,16 @@ def soft_laplace() -> Symmetric:
 def truncated_score(
     family: Symmetric, value: Values, from_low: Values, to_high: Values, low: Values, high: Values
 ) -> Values:
-    """Inverse of `truncated`; the distances of the value from both bounds are given, so that neither cancels."""
+    """Inverse of `truncated`; the distances of the value from both bounds are given, so that neither cancels.
+
+    Args:
+        family: the distribution.
+        value: in ``(low, high)``.
+        from_low: ``value - low``.
+        to_high: ``high - value``.
+        low: lower bound, or -inf.
+        high: upper bound, or inf.
+    """
     starts, ends = jnp.stack([low, value, low]), jnp.stack([value, high, high])
     widths = jnp.stack([from_low, to_high, high - low])
     below, above, total = jax.vmap(family.log_mass)(starts, ends, widths)  # one copy to compile

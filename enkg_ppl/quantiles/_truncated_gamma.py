@@ -36,7 +36,11 @@ def _largest(dtype) -> float:
 def truncated_gamma(z: Values, concentration: Values, low: Values, high: Values) -> Values:
     """Quantile of a unit-rate gamma distribution truncated to ``(low, high)``.
 
-    **Arguments:** score `z`; `concentration` above 0; bounds, 0 and infinity allowed.
+    Args:
+        z: score.
+        concentration: above 0.
+        low: lower bound, may be 0.
+        high: upper bound, may be infinite.
     """
     a, constant = concentration, _gamma_constant(concentration)
     high = jnp.minimum(high, _largest(z.dtype))
@@ -59,7 +63,16 @@ def truncated_gamma(z: Values, concentration: Values, low: Values, high: Values)
 def truncated_gamma_score(
     value: Values, from_low: Values, to_high: Values, concentration: Values, low: Values, high: Values
 ) -> Values:
-    """Inverse of `truncated_gamma`; the distances from both bounds are given, so that neither cancels."""
+    """Inverse of `truncated_gamma`; the distances from both bounds are given, so that neither cancels.
+
+    Args:
+        value: in ``(low, high)``.
+        from_low: ``value - low``.
+        to_high: ``high - value``.
+        concentration: above 0.
+        low: lower bound, may be 0.
+        high: upper bound, may be infinite.
+    """
     a, constant = concentration, _gamma_constant(concentration)
     high, to_high = jnp.minimum(high, _largest(value.dtype)), jnp.minimum(to_high, _largest(value.dtype))
     log_total = _gamma_log_mass(low, high, high - low, a, constant)

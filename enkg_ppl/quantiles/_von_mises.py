@@ -34,7 +34,12 @@ def _log_upper(t: Values, kappa: Values) -> Values:
 def von_mises(z: Values, concentration: Values) -> Values:
     """Quantile of the von Mises distribution around 0, cut at -pi and pi.
 
-    **Arguments:** score `z`; `concentration` above 0. **Returns:** the angle, of the sign of `z`.
+    Args:
+        z: score.
+        concentration: above 0.
+
+    Returns:
+        The angle in radians, of the sign of `z`.
     """
     kappa = concentration
     log_total = LOG_2 + _log_upper(jnp.zeros_like(kappa), kappa)
@@ -56,7 +61,12 @@ def von_mises(z: Values, concentration: Values) -> Values:
 
 
 def von_mises_score(angle: Values, concentration: Values) -> Values:
-    """Inverse of `von_mises`."""
+    """Inverse of `von_mises`.
+
+    Args:
+        angle: in radians, between -pi and pi.
+        concentration: above 0.
+    """
     log_total = LOG_2 + _log_upper(jnp.zeros_like(concentration), concentration)
     log_q = _log_upper(jnp.minimum(jnp.abs(angle), jnp.pi), concentration) - log_total
     return -jnp.sign(angle) * ndtri_exp(jnp.minimum(log_q, -LOG_2))

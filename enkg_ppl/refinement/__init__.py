@@ -2,11 +2,11 @@
 
 A new refinement derives from `Refinement` and implements `run`, which is given an `enkg_ppl.evaluation.Evaluator` that
 simulates and counts, for the `standardised` problem unless the refinement's `evaluator` says otherwise. It returns an
-`enkg_ppl.posterior.Posterior`, whose `stats` hold what is in `enkg_ppl.posterior.Statistics`, and tells its caller
-of its `Progress`, ``progress(fraction, words)``. It is used by ``refine=`` of `EnKG` and `infer`.
+`enkg_ppl.posterior.Posterior`, whose `stats` are `enkg_ppl.posterior.Statistics`, and reports its `Progress` by
+``progress(fraction, words)``. Pass it as ``refine=`` to `EnKG` or `infer`.
 
-`Found` and `Peak` are what a search for modes found, which one refinement hands on to the next. `LatentSlice` is the
-name that `EllipticalSlice` had in version 0.1.
+`Found` and `Peak` are the result of a search for modes, which one refinement passes on to the next. `LatentSlice`
+is the name that `EllipticalSlice` had in version 0.1.
 """
 
 from enkg_ppl.refinement._base import Progress, Refinement, standardised

@@ -24,11 +24,21 @@ class Refinement(eqx.Module):
     """Turns an inverse problem, and perhaps a guided ensemble, into exact posterior draws."""
 
     def num_guided(self, num_particles: int, dim: int) -> int:
-        """Particles that the guided flow should have, where this many draws are wanted."""
+        """Particles that the guided flow should have.
+
+        Args:
+            num_particles: number of draws wanted.
+            dim: length of the latent vector.
+        """
         return num_particles
 
     def evaluator(self, problem: InverseProblem, evaluate: Evaluator) -> Evaluator:
-        """What simulates for this refinement, after the guided flow: by default in the standardised latent space."""
+        """The evaluator for this refinement, after the guided flow: by default in the standardised latent space.
+
+        Args:
+            problem: the inverse problem.
+            evaluate: the evaluator of the guided flow.
+        """
         return evaluate.handed_to(standardised(problem))
 
     @abc.abstractmethod
@@ -44,8 +54,16 @@ class Refinement(eqx.Module):
     ) -> Posterior:
         """Draw `num_particles` times from the posterior.
 
-        `guided`: an ensemble near it, shape (J, dim). `evaluator`: simulates and counts, for `standardised(problem)`.
-        The posterior's count is of the evaluations made here.
+        Args:
+            key: random key.
+            problem: the inverse problem.
+            num_particles: number of draws.
+            guided: an ensemble near the posterior, shape (J, dim).
+            evaluator: simulates and counts, for `standardised(problem)`.
+            progress: called with the fraction done and a few words.
+
+        Returns:
+            A `Posterior` whose `num_forward_evaluations` are those made here.
         """
 
 
@@ -74,7 +92,11 @@ def host_rng(key: Key) -> np.random.Generator:
 
 
 def standardised(problem: InverseProblem) -> InverseProblem:
-    """The same problem for z, whose prior is N(0, I); the very same where it is so already."""
+    """The same problem for z, whose prior is N(0, I); the same object where its prior is N(0, I) already.
+
+    Args:
+        problem: the inverse problem.
+    """
     if isinstance(problem.prior, GaussianPrior) and problem.prior.is_standard:
         return problem
     location = problem.prior.location

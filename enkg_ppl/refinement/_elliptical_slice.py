@@ -23,14 +23,17 @@ from enkg_ppl.types import Ensemble, Key
 class EllipticalSlice(Refinement):
     """Markov chains in z, where the prior is N(0, I): jumps and elliptical slices, no gradient, no tempering.
 
-    Rounds of cycles: a round ends when the ensemble has forgotten where the round began. When a round leaves
-    the distribution where it was, by a test of no drift, the chains have settled.
+    The moves go in rounds of cycles; a round ends when the ensemble is decorrelated from its start. The chains have
+    converged when a round leaves the distribution unchanged, by a test of no drift.
 
-    For posteriors with one mode, and for latent spaces too large for `TemperedSMC`: there the reference of the moves
-    is the posterior of the simulator linearised by the simulations of the guided flow. It gives no evidence, and
-    masses of modes that are far apart stay what the guided flow made them.
+    For posteriors with one mode, and for latent spaces too large for `TemperedSMC`: there the reference of the moves is
+    the posterior of the simulator linearised by the simulations of the guided flow. It gives no evidence, and the
+    masses of modes that are far apart stay those of the guided flow.
 
-    `max_correlation`, `num_components`: see `TemperedSMC`. `max_cycles`: in all.
+    Attributes:
+        max_correlation: as in `TemperedSMC`, one number.
+        max_cycles: of the whole run.
+        num_components: as in `TemperedSMC`.
 
     Sources: Murray, Adams & MacKay (2010); Nishihara, Murray & Adams (2014); see
     `enkg_ppl.refinement.moves._jump_and_slice`.

@@ -81,16 +81,19 @@ class AdaptiveImportanceSampling(Refinement):
     """Exact posterior draws and the evidence, from weighted draws of a mixture that adapts to all evaluations so far.
 
     Searches from prior draws find the peaks; a Student-t mixture around them is the first proposal. Each round draws
-    from the proposal, weighs all evaluations ever made by the mean density of all proposals, and fits the next mixture
-    to what has weight. It ends when the weights are worth enough draws and have no heavy tail. The draws are resampled
-    from the weighted set, so some repeat; the evidence uses all of it.
+    from the proposal, weights all evaluations made so far by the mean density of all proposals, and fits the next
+    mixture to the weighted points. It ends when the effective size of the weights suffices and they have no heavy tail.
+    The draws are resampled from the weighted set, so some repeat; the evidence uses all of it.
 
-    Nothing is moved, so a draw costs one or two simulations where the mixture fits. Where it does not, in many
-    dimensions or on thin curved ridges, the weights say so, and `refine="auto"` goes on with `TemperedSMC`.
+    No draw is moved by a Markov chain, so a draw costs one or two simulations where the mixture fits. Where it does not
+    fit, in many dimensions or on thin curved ridges, the weights show it, and `refine="auto"` continues with
+    `TemperedSMC`.
 
-    `effective_share`: effective size at which it ends, as a share of the particles. `num_components`: of the mixture,
-    at most. `defensive_weight`: of each proposal, which bounds the weights. `max_evaluations`: for each particle, after
-    which it gives up.
+    Attributes:
+        effective_share: effective size at which it ends, as a share of the particles.
+        num_components: largest number of components of the mixture.
+        defensive_weight: weight of the prior in each proposal, which bounds the importance weights.
+        max_evaluations: for each particle, after which it gives up.
 
     Sources: Cornuet, Marin, Mira & Robert (2012), Scand. J. Stat. 39, 798; k-hat of the weights: Vehtari, Simpson,
     Gelman, Yao & Gabry (2024), J. Mach. Learn. Res. 25; weights that are flattened for the fit: Koblents & Miguez
@@ -113,7 +116,11 @@ class AdaptiveImportanceSampling(Refinement):
         return 0
 
     def least_evaluations(self, dim: int) -> int:
-        """With fewer there is nothing to weigh."""
+        """Smallest number of evaluations with which it can run.
+
+        Args:
+            dim: length of the latent vector.
+        """
         return 2 * max(LEAST_ROUND, ROUND_PER_DIM * (dim + 1))
 
     def run(
@@ -127,7 +134,17 @@ class AdaptiveImportanceSampling(Refinement):
         progress: Progress | None = None,
         init: Ensemble | None = None,
     ) -> Posterior:
-        """See `Refinement.run`; `init`: latent vectors, shape (points, dim), to search for peaks from as well."""
+        """Draw `num_particles` times from the posterior; see `Refinement.run`.
+
+        Args:
+            key: random key.
+            problem: the inverse problem.
+            num_particles: number of draws.
+            guided: an ensemble near the posterior, shape (J, dim).
+            evaluator: simulates and counts, for `standardised(problem)`.
+            progress: called with the fraction done and a few words.
+            init: latent vectors, shape (points, dim), from which peaks are searched for as well.
+        """
         made = attempt(
             self, key, problem, num_particles=num_particles, evaluator=evaluator, progress=progress, init=init
         )

@@ -47,8 +47,14 @@ EVALUATIONS, ALL_EVALUATIONS = 1.5, 28.0
 
 
 class Peak(NamedTuple):
-    """`z`: of highest density. `log_posterior`: prior times likelihood there. `whitener`: L^-1 of the covariance L L^T
-    of a Gaussian around it. `log_evidence`: Laplace's. `hits`: searches that ended here.
+    """A local maximum of a posterior, with the Gaussian around it.
+
+    Attributes:
+        z: point of highest density.
+        log_posterior: log of prior times likelihood there.
+        whitener: L^-1 of the covariance L L^T of the Gaussian.
+        log_evidence: Laplace's approximation.
+        hits: searches that ended here.
     """
 
     z: Float[np.ndarray, " dim"]
@@ -65,8 +71,13 @@ class Peak(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """`peaks`: those that may hold mass, the highest evidence first. `num_searches`: that ended at these or at lower
-    peaks, rather than being stuck on a slope. `misfit`: chi-square per datum at the best fit.
+    """Peaks of a posterior, found by searches from many points.
+
+    Attributes:
+        peaks: those that may hold mass, the highest evidence first.
+        num_searches: searches that ended at these or at lower peaks, and not on a slope.
+        misfit: chi-square per datum at the best fit.
+        num_data: number of data.
     """
 
     peaks: tuple[Peak, ...]
@@ -76,7 +87,7 @@ class Found:
 
     @property
     def rugged(self) -> bool:
-        """Whether most searches ended at peaks too low to matter, of which there must be many."""
+        """Whether most searches ended at peaks too low to matter, so that there must be many."""
         share = LEAST_SHARE if self.num_searches <= MOST_SEARCHES else SAFE_SHARE
         return self.num_hits < share * self.num_searches
 
@@ -87,7 +98,7 @@ class Found:
 
     @property
     def settled(self) -> bool:
-        """Whether another round would hardly find more: an unseen peak would have had to hide from all searches."""
+        """Whether another round is unlikely to find more: all searches would have had to miss an undiscovered peak."""
         best = self.peaks[0].log_evidence
         hits = [peak.hits for peak in self.peaks if peak.log_evidence > best - WEIGHTY]
         fits = gammaincc(self.num_data / 2, self.misfit * self.num_data / 2) > TAIL
@@ -95,7 +106,7 @@ class Found:
 
     @property
     def several(self) -> tuple[Peak, ...]:
-        """The peaks where there is more than one."""
+        """The peaks where there is more than one; otherwise empty."""
         return self.peaks if len(self.peaks) > 1 else ()
 
 

@@ -45,23 +45,28 @@ class _Run:
 class TemperedSMC(Refinement):
     """Exact posterior draws and the evidence, by tempering from a start to the posterior.
 
-    The posterior in z, where the prior is N(0, I), is reached through ``q^(1 - beta) (N(z; 0, I) L)^beta``. Each
-    beta is as large as keeps the effective sample size of the weights at `target_ess`; then the particles are
-    resampled and moved until they have forgotten where they were resampled. The two halves of the ensemble move
-    in turn, by jumps and elliptical slices of a Student-t mixture fitted to the other half.
+    The posterior in z, where the prior is N(0, I), is reached through ``q^(1 - beta) (N(z; 0, I) L)^beta``. Each beta
+    is as large as keeps the effective sample size of the weights at `target_ess`; then the particles are resampled and
+    moved until they are decorrelated from the resampled positions. The two halves of the ensemble move in turn, by
+    jumps and elliptical slices of a Student-t mixture fitted to the other half. The start q is a mixture fitted to the
+    previous ensemble, its covariances inflated, with a share of the prior mixed in so that no mode of the posterior is
+    lost.
 
-    A small pilot ensemble goes first, from the guided ensemble or the prior; what it finds is the start of the
-    whole one, which is then a step or two from the posterior.
+    A small pilot ensemble goes first, from the guided ensemble or the prior. Its result is the start of the whole
+    ensemble, which is then one or two temperatures from the posterior.
 
-    `pilot_size`: particles of the small ensemble (default: 512, or 8 for each dimension where that is more); none
-    are sent where the whole ensemble is no larger, or where the budget does not reach.
-    `target_ess`: as a share of the particles; (from the guided ensemble or the prior, from the pilot ensemble).
-    `num_components`: of the mixture, at most.
-    `max_correlation`, `min_cycles`, `max_cycles`: moves repeat until the largest correlation, over z, z^2 and the rank
-    of the log likelihood, between the ensemble now and just after resampling is below this; (between, at the end).
-    `defensive_weight`, `inflation`: q is a mixture fitted to the ensemble before, its covariances inflated, with this
-    share of the prior mixed in, so that no mode of the posterior is lost; (from a guided ensemble, from the
-    pilot). Source of the share: a defensive mixture, Hesterberg (1995), Technometrics 37, 185.
+    Attributes:
+        pilot_size: particles of the pilot ensemble (default: 512, or 8 for each dimension where that is more). It is
+            left out where the whole ensemble is no larger, or where the budget does not suffice.
+        target_ess: as a share of the particles; (from the guided ensemble or the prior, from the pilot ensemble).
+        num_components: largest number of components of the mixture.
+        max_correlation: moves repeat until the largest correlation, over z, z^2 and the rank of the log likelihood,
+            between the present ensemble and that just after resampling is below this; (between, at the end).
+        min_cycles: smallest number of cycles of moves; (between, at the end).
+        max_cycles: largest number of cycles of moves; (between, at the end).
+        defensive_weight: share of the prior in q; (from a guided ensemble, from the pilot). A defensive mixture,
+            Hesterberg (1995), Technometrics 37, 185.
+        inflation: factor on the covariances of q; (from a guided ensemble, from the pilot).
 
     Sources: Del Moral, Doucet & Jasra (2006), J. R. Stat. Soc. B 68; the adaptive choice of beta: Jasra, Stephens,
     Doucet & Tsagaris (2011), section 3.3; the moves: see `enkg_ppl.refinement.moves._jump_and_slice`.
@@ -109,8 +114,18 @@ class TemperedSMC(Refinement):
         init: Ensemble | None = None,
         found: Found | None = None,
     ) -> Posterior:
-        """See `Refinement.run`; `init`: latent vectors, shape (points, dim), to search for peaks from as well; `found`:
-        what a search found that was made already."""
+        """Draw `num_particles` times from the posterior; see `Refinement.run`.
+
+        Args:
+            key: random key.
+            problem: the inverse problem.
+            num_particles: number of draws.
+            guided: an ensemble near the posterior, shape (J, dim).
+            evaluator: simulates and counts, for `standardised(problem)`.
+            progress: called with the fraction done and a few words.
+            init: latent vectors, shape (points, dim), from which peaks are searched for as well.
+            found: result of an earlier search for peaks.
+        """
         check_halves(self, num_particles)
         evaluate = evaluator or Evaluator(standardised(problem), block_size(num_particles))
         count, num_failed = evaluate.count, evaluate.num_failed

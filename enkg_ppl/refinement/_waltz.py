@@ -52,27 +52,31 @@ class _Half:
 
 
 class DiffusionWaltz(Refinement):
-    """Exact moves for any prior with conditional draws: no ODE is solved, and no gradient of anything is needed.
+    """Exact moves for any prior with conditional draws: no ODE is solved, and no gradient is needed.
 
     A step noises a particle, ``x_t ~ N(x + s(x), sigma^2 (I - P))``, denoises it by a draw ``x' ~ p(x0 | x_t)`` of the
     prior, simulates it, and accepts it with probability ``min(1, w(x') / w(x))``, where
 
         w(x) = L(x) N(x_t; x + s(x), sigma^2 (I - P)) / N(x_t; x, sigma^2 I).
 
-    (x, x_t) has the density ``p(x) L(x) N(x_t; x + s(x), sigma^2 (I - P))``, of which x_t is drawn given x, and x given
-    x_t by an independence move whose proposal is ``p(x) N(x_t; x, sigma^2 I)``, normalised. Shift s and share P are
-    what makes w nearly constant where the simulator is nearly linear (`enkg_ppl.refinement._noising`); they come from
-    the other half of the ensemble. One forward evaluation a particle and step. Conditional draws of a network are as
-    exact as their reverse SDE.
+    (x, x_t) has the density ``p(x) L(x) N(x_t; x + s(x), sigma^2 (I - P))``. In it x_t is drawn given x, and x given
+    x_t by an independence move whose proposal is ``p(x) N(x_t; x, sigma^2 I)``, normalised. Shift s and share P make w
+    nearly constant where the simulator is nearly linear (`enkg_ppl.refinement._noising`); they come from the other half
+    of the ensemble. A step costs one forward evaluation a particle. Conditional draws of a network are as exact as
+    their reverse SDE.
 
-    The ensemble moves until it has forgotten where it was some rounds ago and has not drifted since, or for
-    `max_rounds` of `steps_per_round` steps, or until evaluations run out; the posterior's messages say so then.
+    The ensemble moves until it is decorrelated from its state some rounds ago and has not drifted since, or for
+    `max_rounds`, or until evaluations run out; in the last two cases the posterior's messages say so.
 
-    `acceptance`: the share of accepted moves that sigma is adapted to. `spread`: standard deviation of log sigma over
-    the particles of a step: smaller ones are for places where the posterior is narrower than elsewhere.
-    `max_correlation`: largest correlation of ranks that counts as forgotten (never less than ``3 / sqrt(particles)``).
-    `min_drift_p`: smallest p-value of the test for drift that counts as none.
-    `num_draw_steps`: reverse-SDE steps of a conditional draw, where the prior has none in closed form.
+    Attributes:
+        max_rounds: largest number of rounds.
+        steps_per_round: steps of a round.
+        acceptance: the share of accepted moves that sigma is adapted to.
+        spread: standard deviation of log sigma over the particles of a step; its smaller values serve places where the
+            posterior is narrower than elsewhere.
+        max_correlation: largest rank correlation that counts as decorrelated (never less than ``3 / sqrt(particles)``).
+        min_drift_p: smallest p-value of the test for drift that counts as no drift.
+        num_draw_steps: reverse-SDE steps of a conditional draw, where the prior has none in closed form.
 
     Source: the waltz and its shift by an ensemble Kalman gain: Takao et al. (2026), "Noise, Denoise, Correct". Leaving
     out the share P of the noise, and the shift that goes with it, is new here.
@@ -106,9 +110,18 @@ class DiffusionWaltz(Refinement):
         evaluator: Evaluator | None = None,
         progress: Progress | None = None,
     ) -> Posterior:
-        """Draw `num_particles` times from the posterior; see `Refinement.run`. `evaluator`: for `problem` itself.
+        """Draw `num_particles` times from the posterior; see `Refinement.run`.
 
-        Raises `ValueError` for fewer than four particles, and where no starting particle has a likelihood.
+        Args:
+            key: random key.
+            problem: the inverse problem.
+            num_particles: number of draws.
+            guided: an ensemble near the posterior, shape (J, dim).
+            evaluator: simulates and counts, for `problem` itself.
+            progress: called with the fraction done and a few words.
+
+        Raises:
+            ValueError: for fewer than four particles, and where no starting particle has a positive likelihood.
         """
         check_halves(self, num_particles)
         progress = progress or (lambda fraction, words: None)

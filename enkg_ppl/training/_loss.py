@@ -17,11 +17,15 @@ Events = Float[Array, "batch ..."]
 
 
 class LogNormalNoise(eqx.Module):
-    """Noise levels with ``ln sigma ~ N(mean, sd^2)``, in the network's units, where data have a standard
-    deviation of about 0.5.
+    """Noise levels with ``ln sigma ~ N(mean, sd^2)``, in the network's units.
 
-    The density of the probability flow needs the score from far above the data's scale to well below their finest
-    detail, so the default is wider, and reaches lower, than what makes the best-looking images (mean -1.2, sd 1.2).
+    In these units data have a standard deviation of about 0.5. The density of the probability flow needs the score from
+    far above the data's scale to well below their finest detail, so the default is wider, and reaches lower, than the
+    one for the best-looking images (mean -1.2, sd 1.2).
+
+    Attributes:
+        mean: of ``ln sigma``.
+        sd: standard deviation of ``ln sigma``.
 
     Source: Karras et al., arXiv 2206.00364, table 1 (noise distribution of EDM).
     """
@@ -35,11 +39,17 @@ class LogNormalNoise(eqx.Module):
 
     @property
     def range(self) -> tuple[float, float]:
-        """Levels between which 98 % of the training lies."""
+        """Levels between which 98 % of the training noise lies."""
         return math.exp(self.mean - 2.33 * self.sd), math.exp(self.mean + 2.33 * self.sd)
 
     def levels(self, key: Key, num: int, dtype) -> Float[Array, " num"]:
-        """`num` levels, one from each of as many slices of equal probability: less noisy than independent ones."""
+        """Stratified noise levels, one from each of `num` slices of equal probability, for a less noisy loss.
+
+        Args:
+            key: random key.
+            num: number of levels.
+            dtype: of the result.
+        """
         uniform = (jnp.arange(num) + jr.uniform(key, (num,), dtype)) / num
         margin = 0.01 / num
         return jnp.exp(self.mean + self.sd * ndtri(jnp.clip(uniform.astype(dtype), margin, 1 - margin)))

@@ -41,7 +41,7 @@ STEPS_PER_CALL = 25
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Training was stopped by the user; the message says how to go on."""
+    """Training was stopped by the user; the message says how to continue."""
 
 
 class History(NamedTuple):
@@ -90,43 +90,51 @@ def train_prior(
     devices: Sequence[Any] | None = None,
     progress_bar: bool = True,
 ) -> NetworkPrior:
-    """Train a network to denoise, and return the diffusion prior that it makes.
+    """Train a network to denoise, and return the resulting diffusion prior.
 
-    **Arguments:**
+    Args:
+        network: an Equinox module, called with one event and the noise coordinate, such as `ResidualMLP(dim, key=key)`;
+            training starts at its present weights.
+        data: an array ``(events, *event_shape)``; the path of an ``.npy`` file, which is memory-mapped and read a batch
+            at a time (a `np.memmap` likewise); or an iterable of arrays of events (a list, a generator, a data loader),
+            restarted at its end where that is possible.
+        key: fixes the order of the data, the held-out events and the noise (default: ``jax.random.key(0)``).
+        preconditioning: by default `EDM()`.
+        noise: the distribution of noise levels (default: `LogNormalNoise()`).
+        batch_size: by default 1024 for vectors and 128 for other events.
+        num_steps: steps of training (default: 10,000).
+        num_epochs: passes over the data, in place of `num_steps`.
+        learning_rate: the largest one; it falls along a cosine to zero at the end.
+        warm_up: steps over which the learning rate rises (default: 5 % of the run, at most 500).
+        ema_half_life: half-life in steps of the moving average of the weights, which the prior gets (default: 2 % of
+            the run).
+        max_gradient_norm: longer gradients are scaled down to it; None leaves them.
+        weight_decay: as in AdamW.
+        optimizer: an optax optimiser in place of learning rate, warm-up, gradient norm and weight decay.
+        centre: subtract a mean for each "element" of an event (the default for vectors), each "channel" (its first
+            axis; the default otherwise), or "none". One number scales all: the noise is the same in every direction.
+        dtype: of the weights, in training and after; None keeps the network's own.
+        held_out: share of the events that is kept for the held-out loss (of an iterator: of its first 8,192). The loss
+            is always computed with the same noise, and the weights with the smallest one are returned.
+        patience: stop after so many evaluations of the held-out loss without a smaller one.
+        evaluate_every: steps between evaluations of the held-out loss (default: 50 evaluations in all).
+        checkpoint: a folder. The run is saved there regularly and when it is interrupted (Ctrl-C), and the same call
+            continues from there, to the same weights bit for bit. An iterator is read from its start again and the
+            batches that were used are skipped.
+        checkpoint_every: steps between checkpoints (default: at every evaluation).
+        steps_per_call: steps between two returns to Python (default: 25 for vectors and 1 for other events).
+        devices: share every batch between them; its size must be a multiple of their number. On a CPU with several
+            cores, ``jax.config.update("jax_num_cpu_devices", 2)`` before anything else and ``devices=jax.devices()``
+            make U-Nets a third faster, since a convolution there keeps one core busy.
+        progress_bar: show one, with the losses.
 
-    - `network`: an Equinox module, called with one event and the noise coordinate, such as
-      `ResidualMLP(dim, key=key)`; its present weights are where training starts.
-    - `data`: an array ``(events, *event_shape)``; the path of an ``.npy`` file, which is memory-mapped and read a batch
-      at a time (a `np.memmap` likewise); or an iterable of arrays of events (a list, a generator, a data loader),
-      begun anew at its end where that is possible.
-    - `key`: fixes the order of the data, the held-out events and the noise; by default ``jax.random.key(0)``.
-    - `preconditioning`: by default `EDM()`. `noise`: the distribution of noise levels, by default `LogNormalNoise()`.
-    - `batch_size`: by default 1024 for vectors and 128 for other events. `num_steps` or `num_epochs`: 10,000 steps by
-      default.
-    - `learning_rate`: the largest one; it rises over `warm_up` steps (by default 5 % of the run, at most 500) and falls
-      along a cosine to zero at the end. `max_gradient_norm`: longer gradients are shortened to it; None leaves them.
-      `weight_decay`: as in AdamW. `optimizer`: an optax optimiser in place of all these.
-    - `ema_half_life`: of the moving average of the weights, which is what the prior gets, in steps; by default 2 % of
-      the run.
-    - `centre`: subtract a mean for each "element" of an event (the default for vectors), each "channel" (its first
-      axis; the default otherwise), or "none". One number scales all: the noise is the same in every direction.
-    - `dtype`: of the weights, in training and after; None keeps the network's own.
-    - `held_out`: share of the events that is kept for the held-out loss (of an iterator: of its first 8,192);
-      `evaluate_every` steps (by default 50 times in all) it is taken, always with the same noise, and the weights with
-      the smallest one are those returned. `patience`: stop after so many evaluations without a smaller one.
-    - `checkpoint`: a folder. The run is saved there every `checkpoint_every` steps (by default at every evaluation)
-      and when it is interrupted (Ctrl-C), and the same call goes on from there, to the same weights bit for bit. An
-      iterator is read from its start again and the batches that were used are skipped.
-    - `steps_per_call`: steps between two returns to Python, by default 25 for vectors and 1 for other events.
-    - `devices`: share every batch between them; its size must be a multiple of their number. On a CPU with several
-      cores, ``jax.config.update("jax_num_cpu_devices", 2)`` before anything else and ``devices=jax.devices()`` make
-      U-Nets a third faster, since a convolution there keeps one core busy.
-    - `progress_bar`: show one, with the losses.
+    Returns:
+        A `NetworkPrior` whose `record` holds the losses, the time and the settings.
 
-    **Returns:** a `NetworkPrior` whose `record` tells the losses, the time and the settings.
-
-    **Raises:** `ValueError` for data that are not finite, do not vary, or are too few, and for a checkpoint of another
-    run; `FloatingPointError` where the loss is no longer finite; `TrainingInterrupted` after Ctrl-C.
+    Raises:
+        ValueError: for data that are not finite, do not vary, or are too few, and for a checkpoint of another run.
+        FloatingPointError: where the loss is no longer finite.
+        TrainingInterrupted: after Ctrl-C.
 
     Source: Karras et al., arXiv 2206.00364, eq. 8 and table 1 (EDM).
     """

@@ -9,7 +9,7 @@ value) is the dtype of the computation and of the result.
 To support another distribution, `register` its map and the inverse (with the shape of the score, where that is not the
 value's: `standard_shape`), or, for a scalar family, `elementwise`, with the parameters by name; in your own code, or in
 a file of this folder. `enkg_ppl.quantiles` has the quantile functions; `inside`, `positive` and `finite` keep values
-off the bounds of a support. A distribution without a transport is an `UnsupportedPriorError`.
+off the bounds of a support. A distribution without a transport raises `UnsupportedPriorError`.
 """
 
 # Each of these registers its distributions.

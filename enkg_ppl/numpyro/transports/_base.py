@@ -14,7 +14,11 @@ from enkg_ppl.numpyro.transports._refusal import UnsupportedPriorError, reason
 
 @singledispatch
 def standard_shape(fn: dist.Distribution) -> tuple[int, ...]:
-    """Shape of the standard normal score that `from_standard` takes, batch dimensions of `fn` first."""
+    """Shape of the standard normal score that `from_standard` takes, batch dimensions of `fn` first.
+
+    Args:
+        fn: the distribution.
+    """
     return fn.shape()
 
 
@@ -22,22 +26,35 @@ def standard_shape(fn: dist.Distribution) -> tuple[int, ...]:
 def from_standard(fn: dist.Distribution, z: Float[Array, "..."]) -> Float[Array, "..."]:
     """The value of `fn` at a standard normal score.
 
-    **Arguments:** `fn`; `z` of shape ``standard_shape(fn)``.
-    **Returns:** the value, of shape ``fn.shape()`` and the dtype of `z`, strictly inside the support: what
-    rounds to a bound, to zero or to infinity becomes the nearest float inside.
-    **Raises:** `UnsupportedPriorError` for a distribution without a transport; `ValueError` for a wrong
-    shape.
+    Args:
+        fn: the distribution.
+        z: score, of shape ``standard_shape(fn)``.
+
+    Returns:
+        The value, of shape ``fn.shape()`` and the dtype of `z`, strictly inside the support: a value that rounds to a
+            bound, to zero or to infinity becomes the nearest float inside.
+
+    Raises:
+        UnsupportedPriorError: for a distribution without a transport.
+        ValueError: for a wrong shape.
     """
     raise UnsupportedPriorError(reason(fn))
 
 
 @singledispatch
 def to_standard(fn: dist.Distribution, value: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The inverse of `from_standard`: the score, of shape ``standard_shape(fn)``, of a value of shape
-    ``fn.shape()``.
+    """The inverse of `from_standard`: the score of a value.
 
-    **Raises:** `UnsupportedPriorError` for a distribution without a transport; `ValueError` for a wrong
-    shape.
+    Args:
+        fn: the distribution.
+        value: of shape ``fn.shape()``.
+
+    Returns:
+        The score, of shape ``standard_shape(fn)``.
+
+    Raises:
+        UnsupportedPriorError: for a distribution without a transport.
+        ValueError: for a wrong shape.
     """
     raise UnsupportedPriorError(reason(fn))
 
@@ -50,18 +67,32 @@ def above(bound: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def inside(value, low, high) -> Float[Array, "..."]:
-    """Move what rounded to a bound (infinity included) to the nearest float inside the open interval."""
+    """Move values that rounded to a bound (infinity included) to the nearest float inside the open interval.
+
+    Args:
+        value: the values.
+        low: lower bound.
+        high: upper bound.
+    """
     low, high = jnp.broadcast_to(low, value.shape), jnp.broadcast_to(high, value.shape)
     return jnp.clip(value, above(low.astype(value.dtype)), -above(-high.astype(value.dtype)))
 
 
 def positive(value: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Move what rounded to zero or to infinity to the nearest float inside."""
+    """Move values that rounded to zero or to infinity to the nearest float inside.
+
+    Args:
+        value: the values.
+    """
     return inside(value, 0.0, jnp.inf)
 
 
 def finite(value: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Move what rounded to an infinity to the nearest float inside."""
+    """Move values that rounded to an infinity to the nearest float inside.
+
+    Args:
+        value: the values.
+    """
     return inside(value, -jnp.inf, jnp.inf)
 
 
@@ -103,11 +134,15 @@ def register(
 ) -> None:
     """Give a distribution, and those that derive from it, a transport; one that it had is replaced.
 
-    `forward`: ``forward(fn, z)``, the value at a standard normal score, which `from_standard` then returns; it must
-    have distribution `fn`, and lie strictly inside the support (`inside`, `positive` and `finite` move what rounding
-    puts on a bound). `inverse`: ``inverse(fn, value)``, the score of a value, for `to_standard`. `shape`:
-    ``shape(fn)``, of the score, where it is not the value's.
-    Both may be traced with parameters of `fn` that are traced, and keep the dtype of the array.
+    Both functions may be traced with parameters of `fn` that are traced, and keep the dtype of the array.
+
+    Args:
+        cls: the distribution.
+        forward: ``forward(fn, z)``, the value at a standard normal score, which `from_standard` then returns. It must
+            have distribution `fn`, and lie strictly inside the support (`inside`, `positive` and `finite` move values
+            that rounding puts on a bound).
+        inverse: ``inverse(fn, value)``, the score of a value, for `to_standard`.
+        shape: ``shape(fn)``, of the score, where it is not the value's.
     """
     from_standard.register(cls, forward)
     to_standard.register(cls, inverse)
@@ -116,12 +151,16 @@ def register(
 
 
 def elementwise(cls: type[dist.Distribution], names: str, forward: Callable, inverse: Callable) -> None:
-    """`register` for a scalar family: ``forward(z, *parameters)`` and ``inverse(value, *parameters)``.
+    """`register` for a scalar family.
 
-    `names`: of the parameters, attributes of the distribution, with spaces between them.
+    Parameters are broadcast to the batch shape and cast to the dtype of the array, so neither rank promotion nor a
+    double-precision constant in the model reaches the formulas.
 
-    Parameters are broadcast to the batch shape and cast to the dtype of the array, so neither rank promotion
-    nor a double-precision constant in the model reaches the formulas.
+    Args:
+        cls: the distribution.
+        names: of its parameters, attributes of the distribution, with spaces between them.
+        forward: ``forward(z, *parameters)``, the value at a standard normal score.
+        inverse: ``inverse(value, *parameters)``, the score of a value.
     """
 
     def parameters(fn, array):

@@ -5,9 +5,7 @@ from numpyro.distributions.transforms import AbsTransform
 
 
 class UnsupportedPriorError(TypeError):
-    """A latent site has a distribution that is not a transport of a standard normal; says what to write
-    instead.
-    """
+    """A latent site has a distribution without a transport to a standard normal; the message names the remedy."""
 
 
 CENSORED = (dist.LeftCensoredDistribution, dist.RightCensoredDistribution, dist.IntervalCensoredDistribution)

@@ -44,19 +44,23 @@ def import_adm(
 ) -> NetworkPrior:
     """A prior from a checkpoint of guided diffusion's `UNetModel` (ADM).
 
-    - `checkpoint`, `weights`: as for `import_edm`.
-    - `preconditioning`: of the training; the file does not tell. ``Discrete(alphas_cumprod)`` with the
-      schedule of the training, or `VP()` where the network was used with it (its linear schedule is the same up to
-      discretisation, and the step number is what both tell the network).
-    - `shape`: of one event, (channels, height, width).
-    - `head_channels` or `num_heads`: of the attention, one of the two; the file does not tell.
-    - `attention_order`: "qkv first" for networks made with ``use_new_attention_order``.
-    - `options`: of `NetworkPrior`; `location` and `scale` as for `import_edm`.
+    All settings that are not arguments are read from the names and shapes. Where the network predicts a variance beside
+    the noise (``learn_sigma``), that half is dropped. Class-conditional networks are refused.
 
-    Everything else is read from the names and shapes. Where the network predicts a variance beside the noise
-    (``learn_sigma``), that half is dropped. Class-conditional networks are refused.
+    Args:
+        checkpoint: as for `import_edm`.
+        preconditioning: of the training, which is not in the file. ``Discrete(alphas_cumprod)`` with the schedule of
+            the training, or `VP()` where the network was used with it (its linear schedule is the same up to
+            discretisation, and both give the network the step number).
+        shape: of one event, (channels, height, width).
+        head_channels: channels of an attention head; give this or `num_heads`, which are not in the file.
+        num_heads: number of attention heads.
+        attention_order: "qkv first" for networks made with ``use_new_attention_order``.
+        weights: as for `import_edm`.
+        **options: of `NetworkPrior`; `location` and `scale` as for `import_edm`.
 
-    Raises `ValueError` for a file that is no such checkpoint, in a sentence that says what is wrong.
+    Raises:
+        ValueError: for a file that is no such checkpoint; the message gives the reason.
     """
     check_preconditioning("import_adm", preconditioning)
     if (head_channels is None) == (num_heads is None):

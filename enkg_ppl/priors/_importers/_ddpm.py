@@ -21,13 +21,16 @@ ENTRY_SD = 0.25  # of images in [-0.5, 0.5]
 def import_ddpm(path: str | Path, **options) -> NetworkPrior:
     """A prior from the archive of a `ConvDDPM` that predicts the noise, such as the MNIST network of that project.
 
-    - `path`: an ``.npz`` with ``alpha_t`` (cumulative products at times 0, 1/T, ..., 1) and the parameters
-      under ``gt.``: ``blocks`` (convolution and normalisation, the last one a convolution only), ``time_embed``,
-      ``frequencies``.
-    - `options`: of `NetworkPrior`; `location` and `scale` as for `import_edm`. The latent vector is in the
-      network's units, [-0.5, 0.5] for those digits, which are to be trusted up to about ``sigma_max=10``.
+    Args:
+        path: an ``.npz`` with ``alpha_t`` (cumulative products at times 0, 1/T, ..., 1) and the parameters under
+            ``gt.``: ``blocks`` (convolution and normalisation, the last one a convolution only), ``time_embed``,
+            ``frequencies``.
+        **options: of `NetworkPrior`; `location` and `scale` as for `import_edm`. The latent vector is in the network's
+            units, [-0.5, 0.5] for those digits, whose network is reliable up to about ``sigma_max=10``.
 
-    Raises `FileNotFoundError` where there is no file, `ValueError` where it holds something else.
+    Raises:
+        FileNotFoundError: where there is no file.
+        ValueError: where it holds something else.
     """
     path = Path(path)
     if not path.is_file():

@@ -59,25 +59,29 @@ def import_diffusers(
 ) -> NetworkPrior:
     """A prior from a folder that diffusers saved: a `UNet2DModel`, or a pipeline with `unet/` and `scheduler/`.
 
-    - `folder`: holds ``config.json`` and the weights, and ``scheduler/scheduler_config.json`` or
-      ``scheduler_config.json``; or is a pipeline's, or a checkpoint's of a training. Weights are
-      ``diffusion_pytorch_model.safetensors`` (or ``.bin``, which needs the extra "torch"), whole or in pieces with an
-      index.
-    - `preconditioning`: by default what the scheduler's configuration says, the defaults of its class included: the
-      betas of any discrete variance-preserving scheduler of diffusers 0.42 with "epsilon", "v_prediction" or "sample"
-      as prediction, and the noise levels of its EDM schedulers.
-    - `shape`: of one event, where the configuration has no `sample_size`.
-    - `subfolder`: of the network, such as "unet"; by default an averaged one (EMA) such as ``unet_ema/``, else
-      ``unet/``, else `folder` itself. `variant`: of its files, such as "fp16"; by default an averaged one, else the
-      full precision, else the finest that there is. Both are told in ``record["weights"]`` of the prior.
-    - `options`: of `NetworkPrior`; `location` and `scale` as for `import_edm`. The scheduler's own steps between the
-      noise levels, clipping and thresholding belong to its sampler and are not imported.
+    Supported are down and up blocks with and without attention, group normalisation and positional time embedding: the
+    DDPM kind. Another configuration is refused with an error that names the setting, and so is a pipeline with further
+    parts, such as the decoder of a latent diffusion. Warns where the scheduler is one of distilled networks.
 
-    Supported are down and up blocks with and without attention, group normalisation and positional time embedding:
-    the DDPM kind. Another configuration is refused in a sentence that names the setting, and so is a pipeline with
-    further parts, such as the decoder of a latent diffusion.
+    Args:
+        folder: holds ``config.json`` and the weights, and ``scheduler/scheduler_config.json`` or
+            ``scheduler_config.json``; or is the folder of a pipeline, or of a training checkpoint. Weights are
+            ``diffusion_pytorch_model.safetensors`` (or ``.bin``, which needs the extra "torch"), whole or in pieces
+            with an index.
+        preconditioning: by default that of the scheduler's configuration, the defaults of its class included: the betas
+            of any discrete variance-preserving scheduler of diffusers 0.42 with "epsilon", "v_prediction" or "sample"
+            as prediction, and the noise levels of its EDM schedulers.
+        shape: of one event, where the configuration has no `sample_size`.
+        subfolder: of the network, such as "unet"; by default an averaged one (EMA) such as ``unet_ema/``, else
+            ``unet/``, else `folder` itself. The choice is in ``record["weights"]`` of the prior.
+        variant: of its files, such as "fp16"; by default an averaged one, else the full precision, else the highest
+            precision available. The choice is in ``record["weights"]`` too.
+        **options: of `NetworkPrior`; `location` and `scale` as for `import_edm`. The scheduler's own steps between the
+            noise levels, clipping and thresholding belong to its sampler and are not imported.
 
-    Raises `FileNotFoundError` and `ValueError`. Warns where the scheduler is one of distilled networks.
+    Raises:
+        FileNotFoundError: where a file is missing.
+        ValueError: for a configuration or weights that are not supported.
     """
     if preconditioning is not None:
         check_preconditioning("import_diffusers", preconditioning)

@@ -43,19 +43,22 @@ def import_edm(
 ) -> NetworkPrior:
     """A prior from a checkpoint of the EDM code's networks, `SongUNet` (DDPM++, NCSN++) and `DhariwalUNet` (ADM).
 
-    - `checkpoint`: a file of ``torch.save`` (read with ``weights_only=True``; needs the extra "torch"), a
-      ``.safetensors`` file, or a mapping from names to tensors. It holds a state dict or, as in the checkpoints of
-      EnKG's authors, a dictionary with one: ``{"ema": state_dict, ...}``. `weights` names the entry.
-    - `preconditioning`: of the training; the file does not tell. Theirs are `EDM()` for Navier-Stokes and
-      `VP()` for black holes and faces.
-    - `options`: of `NetworkPrior`. `location` is 0 by default. `scale` is a guess by default, for data with
-      entries of standard deviation 0.5: pass the real one (the square root of the largest eigenvalue of the data's
-      covariance) where you have data.
-
     The architecture is read from the names and shapes. Every tensor is used once, except the weights of augmentation
     labels, which are zero in sampling. Class-conditional networks are refused.
 
-    Raises `ValueError` for a file that is no such checkpoint, in a sentence that says what is wrong.
+    Args:
+        checkpoint: a file of ``torch.save`` (read with ``weights_only=True``; needs the extra "torch"), a
+            ``.safetensors`` file, or a mapping from names to tensors. It holds a state dict or, as in the checkpoints
+            of EnKG's authors, a dictionary with one: ``{"ema": state_dict, ...}``.
+        preconditioning: of the training, which is not in the file. The checkpoints of EnKG's authors need `EDM()` for
+            Navier-Stokes and `VP()` for black holes and faces.
+        weights: entry of the checkpoint's dictionary that has the state dict.
+        **options: of `NetworkPrior`. `location` is 0 by default. The default `scale` is a guess for data with entries
+            of standard deviation 0.5: pass the real one (the square root of the largest eigenvalue of the data's
+            covariance) where you have data.
+
+    Raises:
+        ValueError: for a file that is no such checkpoint; the message gives the reason.
     """
     check_preconditioning("import_edm", preconditioning)
     name = "the checkpoint" if isinstance(checkpoint, Mapping) else str(checkpoint)
