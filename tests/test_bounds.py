@@ -11,7 +11,7 @@ import scipy.stats as st
 
 from enkg_ppl import EnKG, GaussianPrior, KalmanCorrection, blackbox
 from enkg_ppl.guidance._bounds import bounded
-from enkg_ppl.guidance._kalman import MEMORY, _analyse
+from enkg_ppl.guidance._kalman import FORGETTING, _analyse
 from enkg_ppl.likelihood import Response
 from enkg_ppl.linearise._slope import no_pairs
 from enkg_ppl.numpyro._response import UnusableObservation, gaussian_response
@@ -52,7 +52,7 @@ def steps_of(x, memory, responses, sigma, numbers):
 
     def of_one(x, memory, response):
         usual, prior = KalmanCorrection(), GaussianPrior.standard(DIM)
-        settings, sigmas = ((MEMORY, MEMORY), usual.max_innovation), (sigma, 0.5 * sigma)
+        settings, sigmas = ((FORGETTING, FORGETTING), usual.max_innovation), (sigma, 0.5 * sigma)
         return _analyse(settings, prior, x, 0.9 * x, response, sigmas, memory, numbers[:, :2], numbers)
 
     return jax.vmap(of_one)(x, memory, responses)

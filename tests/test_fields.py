@@ -10,7 +10,8 @@ from enkg_ppl import GaussianPrior, InverseProblem, KalmanCorrection, MixturePri
 from enkg_ppl.diagnostics._fields import EnsembleCheck, check_ensemble
 from enkg_ppl.guidance._gain import covariance_product
 from enkg_ppl.likelihood import GaussianLikelihood
-from enkg_ppl.linearise import LeaveOneOut, ridge
+from enkg_ppl.linearise._penalty import LeaveOneOut
+from enkg_ppl.linearise._ridge import ridge
 from enkg_ppl.linearise._slope import learn, no_pairs
 
 SIDE, PARTICLES = 16, 32

@@ -196,7 +196,7 @@ def test_particles_must_be_two():
             guide(jr.key(0), problem, num_particles=num_particles)
 
 
-@pytest.mark.parametrize("bad", [{"last_level": 2.0}, {"memory": 1.5}, {"max_innovation": 0.0}])
+@pytest.mark.parametrize("bad", [{"last_level": 2.0}, {"forgetting_factor": 1.5}, {"max_innovation": 0.0}])
 def test_bad_settings(bad):
     with pytest.raises(ValueError, match=f"KalmanCorrection needs .*{next(iter(bad))}"):
         KalmanCorrection(**bad)

@@ -5,8 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from enkg_ppl.linearise import Fixed, GeneralisedCrossValidation, LeaveOneOut, affine_ridge, ridge, typical_noise
-from enkg_ppl.linearise._penalty import LARGEST_PENALTY, MEAN_PENALTIES, NUM_PENALTIES
+from enkg_ppl.linearise._noise import typical_noise
+from enkg_ppl.linearise._penalty import (
+    LARGEST_PENALTY,
+    MEAN_PENALTIES,
+    NUM_PENALTIES,
+    Fixed,
+    GeneralisedCrossValidation,
+    LeaveOneOut,
+)
+from enkg_ppl.linearise._ridge import affine_ridge, ridge
 
 SHAPES = [(30, 7), (9, 14), (12, 12)]
 

@@ -303,7 +303,7 @@ def test_a_file_in_the_place_of_another_is_redone(tmp_path):
 
 def test_arguments_are_compared_and_not_their_key_alone(tmp_path):
     box = blackbox(double, (), store=tmp_path)
-    shelf = box.store.shelf("double", "", [X], np.zeros(()), ["x"])
+    shelf = box.store._shelf_of("double", "", [X], np.zeros(()), ["x"])
     forged = np.frombuffer(shelf.keys([X], np.array([0]))[0], np.uint8)[None]
     shelf.put(Entry(forged, [np.array([7.0])], np.array([14.0]), {}))
     np.testing.assert_array_equal(in_a_run(box, X), 2 * X)

@@ -16,7 +16,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from enkg_ppl._special import gammainc, gammaincc
-from enkg_ppl.linearise import LeaveOneOut, ridge, typical_noise
+from enkg_ppl.linearise._noise import typical_noise
+from enkg_ppl.linearise._penalty import LeaveOneOut
+from enkg_ppl.linearise._ridge import ridge
 from enkg_ppl.posterior import Statistics
 
 # Spread of the draws over what the slope implies, as variances. Sampling and a slope that bends move it by a third.

@@ -334,7 +334,7 @@ class BlackBox:
         result = jax.ShapeDtypeStruct(out.shape[1:], out.dtype)
         names = [self._argument_name(i) for i in range(len(rows))]
         return Recall(
-            store.shelf(self.name, self.version, rows, result, names),
+            store._shelf_of(self.name, self.version, rows, result, names),
             rows,
             wanted,
             together=self.vectorized,

@@ -38,7 +38,7 @@ def command_simulator(
     parse: Callable[[str], Any] | None = None,
     keep: Literal["failed", "all", "none"] = "failed",
     directory: str | Path | None = None,
-) -> CommandSimulator:
+) -> External:
     """An external program as a simulator, to be given to `blackbox`.
 
         simulate = blackbox(

@@ -35,9 +35,12 @@ class SimulatorGone(ConnectionError):
 class External(abc.ABC):
     """A simulator that is called with the parameters of one particle, and ends in time by itself.
 
-    `parameters`: their names. A subclass has `__call__`, which keeps to `_timeout` seconds (None: any number) and hands
-    what it got to `_result`. `blackbox` says which shape is due, and in which time; without it any number of values is
-    right.
+    A subclass has `__call__`, which keeps to `_timeout` seconds (None: any number) and hands what it got to `_result`.
+    `blackbox` says which shape is due, and in which time; without it any number of values is right.
+
+    Args:
+        name: for messages.
+        parameters: names of the parameters.
     """
 
     _shape: Shape | Callable[..., Any] | None = None
@@ -49,7 +52,11 @@ class External(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, *args) -> np.ndarray:
-        """The result for one particle."""
+        """The result for one particle.
+
+        Args:
+            args: values of the parameters.
+        """
 
     def __repr__(self) -> str:
         return f"<{self.__name__}({', '.join(self.parameters)})>"
@@ -59,8 +66,13 @@ class External(abc.ABC):
         kind = inspect.Parameter.POSITIONAL_ONLY
         return inspect.Signature([inspect.Parameter(name, kind) for name in self.parameters])
 
-    def due(self, shape: Shape | Callable[..., Any], timeout: float | None) -> External:
-        """This simulator, for results of that shape (or function of the arguments) within so many seconds a call."""
+    def due(self, shape: tuple[int, ...] | Callable[..., Any], timeout: float | None) -> External:
+        """This simulator, for results of a given shape in a given time.
+
+        Args:
+            shape: of the result, or a function of the arguments that returns it.
+            timeout: seconds a call may take; None for any number.
+        """
         made = copy.copy(self)
         made._shape, made._timeout = shape, timeout
         return made

@@ -22,8 +22,8 @@ class Simulations:
         shelf: the files of these simulations.
     """
 
-    def __init__(self, shelf: Shelf):
-        self._shelf = shelf
+    def __init__(self, shelf):
+        self._shelf: Shelf = shelf
 
     @property
     def name(self) -> str:
@@ -155,7 +155,7 @@ class Store:
 
     # -- for black boxes -----------------------------------------------------------------------------------------
 
-    def shelf(self, name: str, version: str, rows, result, names: list[str]) -> Shelf:
+    def _shelf_of(self, name: str, version: str, rows, result, names: list[str]) -> Shelf:
         """The files of a black box's simulations.
 
         Args:

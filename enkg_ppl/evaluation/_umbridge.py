@@ -37,7 +37,7 @@ BYTES_A_NUMBER = 64
 CONNECT_SECONDS = 30.0  # where a simulation may take any time
 
 
-def umbridge_simulator(url: str, name: str, *, config: dict | None = None) -> UMBridgeSimulator:
+def umbridge_simulator(url: str, name: str, *, config: dict | None = None) -> External:
     """A model served by UM-Bridge, as a simulator to be given to `blackbox`.
 
         simulate = blackbox(umbridge_simulator("http://localhost:4242", "tsunami"), shape=(4,), timeout=600)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from enkg_ppl.likelihood import Response
-from enkg_ppl.linearise import is_known, typical_noise
+from enkg_ppl.linearise._noise import is_known, typical_noise
 
 # Largest number of anything in units of the noise, and of a ratio of noises: its square is far from overflow.
 MOST = 1e10

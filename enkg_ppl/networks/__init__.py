@@ -11,6 +11,7 @@ the same form, goes into `enkg_ppl.NetworkPrior` as it is; it may be made of `en
 """
 
 from enkg_ppl.networks._adm_unet import ADMUNet
+from enkg_ppl.networks._config import Configured
 from enkg_ppl.networks._conv_ddpm import ConvDDPM
 from enkg_ppl.networks._mlp import ResidualMLP
 from enkg_ppl.networks._song_unet import SongUNet
@@ -25,4 +26,12 @@ NETWORKS: dict[str, type] = {
     "ConvDDPM": ConvDDPM,
 }
 
-__all__ = ["NETWORKS", "ADMUNet", "ConvDDPM", "ResidualMLP", "SongUNet", "UNet1d"]
+__all__ = [
+    "NETWORKS",
+    "ADMUNet",
+    "Configured",
+    "ConvDDPM",
+    "ResidualMLP",
+    "SongUNet",
+    "UNet1d",
+]

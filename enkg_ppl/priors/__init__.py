@@ -28,7 +28,10 @@ from enkg_ppl.priors._torch import TorchNetwork
 if TYPE_CHECKING:
     from enkg_ppl.priors._importers import import_adm, import_ddpm, import_diffusers, import_edm
 
+from enkg_ppl.priors._denoiser import Denoiser
+
 __all__ = [
+    "Denoiser",
     "Flow",
     "GaussianPrior",
     "Grid",

@@ -10,7 +10,7 @@ log-concave density both tails are log-concave (Prekopa 1973), so from the left 
 the right of it (upper tail) the iteration is monotone, and a rigorous bracket keeps it finite from anywhere
 else. The number of steps is fixed, because ``vmap`` and ``jit`` see one shape of loop that way.
 
-All functions act elementwise on arrays of one shape and one floating dtype, and return that dtype. Nothing
+All functions act elementwise on arrays of one shape and one floating dtype (`Values`), and return that dtype. Nothing
 here is meant to be differentiated.
 
 A symmetric family becomes a `Symmetric`, for `quantile` and `score`; other families are formulas of the pair, made by
@@ -41,6 +41,7 @@ from enkg_ppl.quantiles._symmetric import (
 from enkg_ppl.quantiles._tails import (
     LOG_2,
     LOG_PI,
+    Values,
     expm1_minus,
     exponential,
     half_normal,
@@ -60,6 +61,7 @@ __all__ = [
     "LOG_2",
     "LOG_PI",
     "Symmetric",
+    "Values",
     "beta",
     "beta_score",
     "cauchy",

@@ -13,7 +13,8 @@ import numpy as np
 
 from enkg_ppl.evaluation._evaluator import Evaluator
 from enkg_ppl.likelihood import Response
-from enkg_ppl.linearise import affine_ridge, typical_noise
+from enkg_ppl.linearise._noise import typical_noise
+from enkg_ppl.linearise._ridge import affine_ridge
 from enkg_ppl.mixtures._student import Reference, gaussian
 from enkg_ppl.priors._coordinates import encode_all
 from enkg_ppl.problem import InverseProblem

@@ -21,7 +21,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-from enkg_ppl.linearise import Fixed, ridge
+from enkg_ppl.linearise._penalty import Fixed
+from enkg_ppl.linearise._ridge import ridge
 
 # Largest eigenvalue of P: at 1 there would be no noise left along it.
 MAX_SHARE = 0.95

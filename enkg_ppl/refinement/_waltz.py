@@ -16,7 +16,7 @@ from enkg_ppl._checks import check_share, check_whole
 from enkg_ppl.evaluation._blocks import block_size, in_blocks
 from enkg_ppl.evaluation._evaluator import Evaluator
 from enkg_ppl.likelihood import Response
-from enkg_ppl.linearise import typical_noise
+from enkg_ppl.linearise._noise import typical_noise
 from enkg_ppl.posterior import Posterior
 from enkg_ppl.priors import Prior, chunked_vmap
 from enkg_ppl.problem import InverseProblem

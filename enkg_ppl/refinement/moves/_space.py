@@ -15,8 +15,8 @@ from enkg_ppl.evaluation._blocks import in_blocks
 from enkg_ppl.evaluation._evaluator import Evaluator
 from enkg_ppl.evaluation._programs import compiled
 from enkg_ppl.likelihood import Response
-from enkg_ppl.linearise import affine_ridge
 from enkg_ppl.linearise._conditional import MOST_GIVEN, MOST_WORK, ConditionalGaussian, fit_conditional
+from enkg_ppl.linearise._ridge import affine_ridge
 from enkg_ppl.refinement._peaks import Peak, nearest_peak
 from enkg_ppl.types import AnyArray, Ensemble, Vector
 
