@@ -1,8 +1,8 @@
 """What the networks of `enkg_ppl.networks` are made of, for a network of your own.
 
 For one feature map with channels last (`Features`; an `Image` has its channels first), cast to the precision of what
-goes in: `Linear`, `Conv2d`, `GroupNorm`, `PixelNorm`, `Attention`, `Resampling` and `ResidualBlock`, with `Padding` by zeros or from the other end;
-`downsample` and `upsample` by filters (`Taps`).
+goes in: `Linear`, `Conv2d`, `GroupNorm`, `PixelNorm`, `Attention`, `Resampling` and `ResidualBlock`, with `Padding` by
+zeros or from the other end; `downsample` and `upsample` by filters (`Taps`).
 For vectors and series: `DenseBlock` and `ConvBlock1d`. The noise coordinate becomes features (`PositionalFeatures`,
 `FourierFeatures`) and an embedding (`NoiseMap`, `NoiseEmbedding`). A U-Net's resolutions are `SongEncoderLevel` and
 `SongDecoderLevel`, or `ADMEncoderLevel` and `ADMDecoderLevel`.
