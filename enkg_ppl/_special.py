@@ -3,6 +3,6 @@
 JAX's own would be compiled for every use, which takes longer than everything else that a diagnostic does.
 """
 
-from scipy.special import gammainc, gammaincc, gammaincinv, ndtri
+from scipy.special import gammainc, gammaincc, gammainccinv, gammaincinv, ndtri
 
-__all__ = ["gammainc", "gammaincc", "gammaincinv", "ndtri"]
+__all__ = ["gammainc", "gammaincc", "gammainccinv", "gammaincinv", "ndtri"]

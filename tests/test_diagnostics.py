@@ -170,6 +170,14 @@ def test_one_bad_ensemble_of_two_shows(name, change, figure, words, second):
     else:
         assert found[name] > 0.7
     assert words is None or len([text for text in found.warnings if re.search(words, text)]) == 1
+    for finding in found.findings:  # for programs: the value beyond the limit, and the same sentence
+        assert finding.advice in found.warnings
+        assert finding.value != finding.limit
+        if finding.name in found and finding.name != "num_failed":
+            assert finding.value == pytest.approx(found[finding.name], nan_ok=True)
+    if words is not None and name != "effective_draws" and "importance weights of" not in words:
+        (own,) = [finding for finding in found.findings if finding.name == name]
+        assert re.search(words, own.advice)
     if name not in ("effective_rank", "unique_particles"):  # those ensembles differ, which is told too
         assert len(found.warnings) == (words is not None)
 

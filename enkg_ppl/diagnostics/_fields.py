@@ -16,6 +16,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from enkg_ppl._special import gammainc, gammaincc
+from enkg_ppl.diagnostics._finding import Finding
 from enkg_ppl.linearise._noise import typical_noise
 from enkg_ppl.linearise._penalty import LeaveOneOut
 from enkg_ppl.linearise._ridge import ridge
@@ -71,61 +72,72 @@ class EnsembleCheck(NamedTuple):
 
     def warnings(self) -> list[str]:
         """A sentence with a remedy for every number beyond its threshold."""
-        return [sentence for _, _, sentence in self.signs()]
+        return [finding.advice for finding in self.findings()]
 
-    def signs(self) -> list[tuple[str, float, str]]:
-        """For every number beyond its threshold: the fault in a word, the size of the excess, and the sentence."""
-        found = []
-        if not np.isfinite(self.chi2_per_datum) or (not self.chi2_tail >= TAIL and self.chi2_per_datum > 1):
-            sentence = (
-                f"the draws miss the data by more than the noise allows (chi-square per datum {self.chi2_per_datum:.3g}"
-                ", where 1 is due): the run has not converged or the model cannot explain the data; use a refinement"
+    def findings(self) -> list[Finding]:
+        """Every number beyond its threshold."""
+        return [*self._of_chi_square(), *self._of_spreads(), *self._of_the_slope()]
+
+    def _of_chi_square(self) -> list[Finding]:
+        chi2 = self.chi2_per_datum
+        if not np.isfinite(chi2) or (not self.chi2_tail >= TAIL and chi2 > 1):
+            advice = (
+                f"the draws miss the data by more than the noise allows (chi-square per datum {chi2:.3g}, where 1 is "
+                "due): the run has not converged or the model cannot explain the data; use a refinement"
             )
-            found.append(("misfit", self.chi2_per_datum, sentence))
         elif not self.chi2_tail >= TAIL:
-            sentence = (
-                f"the draws follow the data more closely than the noise allows (chi-square per datum "
-                f"{self.chi2_per_datum:.3g}, where 1 is due): the ensemble has collapsed, or the noise is overstated"
+            advice = (
+                "the draws follow the data more closely than the noise allows (chi-square per datum "
+                f"{chi2:.3g}, where 1 is due): the ensemble has collapsed, or the noise is overstated"
             )
-            found.append(("too close", -self.chi2_per_datum, sentence))
+        else:
+            return []
+        return [Finding("chi2_per_datum", chi2, 1.0, advice)]
+
+    def _of_spreads(self) -> list[Finding]:
+        if not self.has_spreads:
+            return []
+        findings = []
         widest = min(TOO_WIDE, 1 + DATA_TOO_WIDE + ERRORS * self.data_spread_error)
-        for name, ratio, most in (
-            ("predictions", self.data_spread, widest),
-            ("draws", self.latent_spread, TOO_WIDE),
+        for name, of, ratio, most in (
+            ("data_spread", "predictions", self.data_spread, widest),
+            ("latent_spread", "draws", self.latent_spread, TOO_WIDE),
         ):
-            if not self.has_spreads:
-                break
             if np.isnan(ratio) and np.isfinite(self.chi2_per_datum):
-                sentence = (
-                    f"whether the {name} vary as much as noise and prior ask for cannot be told, as neither they nor "
+                advice = (
+                    f"whether the {of} vary as much as noise and prior ask for cannot be told, as neither they nor "
                     "draws of the prior vary: check the prior and the simulator, or use a refinement"
                 )
-                found.append((f"{name} unknown", 0.0, sentence))
+                findings.append(Finding(name, ratio, most, advice))
             elif ratio < TOO_NARROW:
-                sentence = (
-                    f"the {name} vary too little (variance {ratio:.2g} of what noise and prior ask for): the ensemble "
+                advice = (
+                    f"the {of} vary too little (variance {ratio:.2g} of what noise and prior ask for): the ensemble "
                     "has collapsed; use the default correction, or a refinement"
                 )
-                found.append((f"{name} narrow", -ratio, sentence))
+                findings.append(Finding(name, ratio, TOO_NARROW, advice))
             elif ratio > most:
-                sentence = (
-                    f"the {name} vary too much (variance {ratio:.2g} times what noise and prior ask for): the guided "
+                advice = (
+                    f"the {of} vary too much (variance {ratio:.2g} times what noise and prior ask for): the guided "
                     "flow has not converged; use more noise levels, or a refinement"
                 )
-                found.append((f"{name} wide", ratio, sentence))
+                findings.append(Finding(name, ratio, most, advice))
+        return findings
+
+    def _of_the_slope(self) -> list[Finding]:
+        findings = []
         if not self.unexplained <= UNEXPLAINED:
-            sentence = (
+            advice = (
                 f"the simulator bends within the posterior (a straight line leaves {self.unexplained:.2g} noise "
                 "variances of its output unexplained): the guided draws are approximate; use a refinement"
             )
-            found.append(("bends", self.unexplained, sentence))
+            findings.append(Finding("unexplained", self.unexplained, UNEXPLAINED, advice))
         if not self.noise_spread <= NOISE_UNKNOWN:
-            sentence = (
+            advice = (
                 "the noise level is among the unknowns, which the guided flow cannot learn (its logarithm varies by "
                 f"{self.noise_spread:.2g} over the draws): use a refinement"
             )
-            found.append(("noise", self.noise_spread, sentence))
-        return found
+            findings.append(Finding("noise_spread", self.noise_spread, NOISE_UNKNOWN, advice))
+        return findings
 
 
 # Figures that are right at 1, and what belongs to each.
@@ -142,14 +154,16 @@ def worst(checks: list[EnsembleCheck]) -> EnsembleCheck:
     return EnsembleCheck(**figures)
 
 
-def warnings_of(checks: list[EnsembleCheck]) -> list[str]:
-    """The sentences about several ensembles: one for every thing that is wrong, with the worst figure."""
-    signs: dict[str, tuple[float, str]] = {}
-    for kind, far, sentence in (sign for check in checks for sign in check.signs()):
-        far = np.inf if np.isnan(far) else far
-        if kind not in signs or far > signs[kind][0]:
-            signs[kind] = far, sentence
-    return [sentence for _, sentence in signs.values()]
+def findings_of(checks: list[EnsembleCheck]) -> list[Finding]:
+    """Of several ensembles: one finding for every number and side of its limit, with the worst value."""
+    found: dict[tuple[str, str], tuple[float, Finding]] = {}
+    for finding in (finding for check in checks for finding in check.findings()):
+        low = finding.value < finding.limit
+        far = -finding.value if low else np.inf if np.isnan(finding.value) else finding.value
+        key = finding.name, "unknown" if np.isnan(finding.value) else "low" if low else "high"
+        if key not in found or far > found[key][0]:
+            found[key] = far, finding
+    return [finding for _, finding in found.values()]
 
 
 def _distance(ratio: float) -> float:
