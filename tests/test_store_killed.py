@@ -85,7 +85,15 @@ def test_killed_twice(kind, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind", ["in turn", "threads", "processes", "rejecting", "vectorized", "vectorized, tolerating"]
+    ("kind", "kills"),
+    [
+        ("in turn", 20),
+        ("vectorized", 20),
+        ("threads", 5),
+        ("processes", 5),
+        ("rejecting", 5),
+        ("vectorized, tolerating", 5),
+    ],
 )
-def test_killed_twenty_times(kind, tmp_path):
-    check(kind, tmp_path, 20)
+def test_killed_many_times(kind, kills, tmp_path):
+    check(kind, tmp_path, kills)
