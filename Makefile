@@ -61,17 +61,20 @@ demo: $(VENV)/.demo
 
 # Most of the tests' time is spent compiling: here in haste, as far as this jaxlib knows the flags (an unknown one would
 # end the process). test-slow and test-all compile as users do.
+# Every worker has a core, so linear algebra gets no threads of its own: two sets of them on two cores stand in each
+# other's way.
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 HASTE := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false
 test: $(VENV)/.test
 	@known=; for flag in $(HASTE); do \
 	  if XLA_FLAGS=$$flag $(BIN)/python -c 'import jax; jax.devices()' 2>/dev/null; then known="$$known $$flag"; fi; done; \
-	XLA_FLAGS="$${XLA_FLAGS-$$known}" $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+	XLA_FLAGS="$${XLA_FLAGS-$$known}" $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.test
-	@$(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
+	@$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
 
 test-all: $(VENV)/.test
-	@$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	@$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 lint: lint-check lint-format lint-types
 
