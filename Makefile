@@ -59,11 +59,12 @@ help:
 demo: $(VENV)/.demo
 	@$(BIN)/python -m validation.demos.lynx_hare
 
-# Most of the tests' time is spent compiling: here in haste, as far as this jaxlib knows the flags (an unknown one would
-# end the process). test-slow and test-all compile as users do.
 # Every worker has a core, so linear algebra gets no threads of its own: two sets of them on two cores stand in each
 # other's way.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+# Most of the tests' time is spent compiling: here in haste, as far as this jaxlib knows the flags (an unknown one would
+# end the process). test-slow and test-all compile as users do.
 HASTE := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false
 test: $(VENV)/.test
 	@known=; for flag in $(HASTE); do \
