@@ -172,7 +172,9 @@ def test_one_bad_ensemble_of_two_shows(name, change, figure, words, second):
     assert words is None or len([text for text in found.warnings if re.search(words, text)]) == 1
     for finding in found.findings:  # for programs: the value beyond the limit, and the same sentence
         assert finding.advice in found.warnings
-        assert finding.value != finding.limit
+        low = ("unique_particles", "positive_weights", "effective_weights", "mode_balance_p", "data_spread")
+        beyond = finding.value < finding.limit if finding.name in low else finding.value > finding.limit
+        assert beyond or not np.isfinite(finding.value) or figure == 0.01  # draws too close to the data
         if finding.name in found and finding.name != "num_failed":
             assert finding.value == pytest.approx(found[finding.name], nan_ok=True)
     if words is not None and name != "effective_draws" and "importance weights of" not in words:

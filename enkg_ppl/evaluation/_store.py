@@ -18,12 +18,16 @@ MARK = "enkg_ppl_store.json"  # tells a store from a folder of something else
 class Simulations:
     """The stored simulations of one simulator: of one name, version, and one set of shapes and dtypes.
 
-    Args:
-        shelf: the files of these simulations.
+    They are had from `Store.simulators`.
     """
 
-    def __init__(self, shelf):
-        self._shelf: Shelf = shelf
+    _shelf: Shelf
+
+    @classmethod
+    def _of(cls, shelf: Shelf) -> Simulations:
+        made = cls()
+        made._shelf = shelf
+        return made
 
     @property
     def name(self) -> str:
@@ -121,7 +125,7 @@ class Store:
                     continue
             except (OSError, ValueError, KeyError, TypeError):
                 continue
-            found.append(Simulations(self._shelf(stored["about"], stored["names"])))
+            found.append(Simulations._of(self._shelf(stored["about"], stored["names"])))
         return sorted(found, key=lambda one: (one.name, one.version, repr(one)))
 
     def table(self) -> dict[str, np.ndarray]:
