@@ -38,6 +38,28 @@ def explain_keywords(
     return decorate
 
 
+# What settings of corrections and refinements were called in version 0.1.
+FORMER = {
+    "num_scouts": "it is called pilot_size now",
+    "prior_share": "it is called defensive_weight now",
+    "memory": "it is called forgetting_factor now",
+}
+
+
+def check_settings(cls: type, settings: Mapping[str, Any]) -> None:
+    """The same for a class whose constructor is made of its fields: called before it, with the keywords given."""
+    named = [name for name in inspect.signature(cls.__init__).parameters if name not in ("self", "args", "kwargs")]
+    for name in settings:
+        if name not in named:
+            former = FORMER if _now(name) in named else {}
+            raise TypeError(f"{cls.__name__} has no argument '{name}'; {_hint(name, named, ', '.join(named), former)}")
+
+
+def _now(name: str) -> str:
+    """The name that a former one has now; the name itself where it is none."""
+    return FORMER[name].split()[-2] if name in FORMER else name
+
+
 def _hint(name: str, named: list[str], options: str, instead: Mapping[str, Any]) -> str:
     if name in instead:
         return instead[name].replace("{known}", options)

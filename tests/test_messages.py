@@ -1,6 +1,7 @@
 """Bad input: one sentence that names the culprit and the remedy."""
 
 import inspect
+import re
 import warnings
 
 import jax
@@ -12,7 +13,20 @@ import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
 
-from enkg_ppl import BlackBoxError, EllipticalSlice, EnKG, ModelError, blackbox, guide, infer, train_prior
+from enkg_ppl import (
+    AdaptiveImportanceSampling,
+    BlackBoxError,
+    DiffusionWaltz,
+    EllipticalSlice,
+    EnKG,
+    KalmanCorrection,
+    ModelError,
+    TemperedSMC,
+    blackbox,
+    guide,
+    infer,
+    train_prior,
+)
 
 KEY, Y = jr.key(0), jnp.array([0.5, 0.7])
 J = 256  # as in test_enkg.py: one compiled program serves both
@@ -279,3 +293,18 @@ def test_a_scalar_black_box_in_a_plate_is_told_with_the_plate():
     words = r"returned shape \(3,\) where \(\) is due.*plate 'points'.*plates=\"map\""
     with pytest.raises(BlackBoxError, match=words):
         EnKG(model, num_particles=8, progress_bar=False).run(jr.key(0), y=jnp.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: TemperedSMC(num_scouts=8), "TemperedSMC has no argument 'num_scouts'; it is called pilot_size now"),
+        (lambda: AdaptiveImportanceSampling(prior_share=0.1), "'prior_share'; it is called defensive_weight now"),
+        (lambda: KalmanCorrection(memory=0.5), "'memory'; it is called forgetting_factor now"),
+        (lambda: TemperedSMC(num_cmponents=3), "'num_cmponents'; did you mean 'num_components'?"),
+        (lambda: DiffusionWaltz(memory=0.5), "DiffusionWaltz has no argument 'memory'; it takes "),
+    ],
+)
+def test_settings_that_are_misspelt_or_renamed(make, words):
+    with pytest.raises(TypeError, match=re.escape(words)):
+        make()

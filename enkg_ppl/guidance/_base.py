@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 from jaxtyping import Array, Float, Int
 
+from enkg_ppl._keywords import check_settings
 from enkg_ppl.evaluation._evaluator import Respond
 from enkg_ppl.problem import InverseProblem
 from enkg_ppl.schedule import Schedule
@@ -36,6 +37,10 @@ class Correction(eqx.Module):
     `step` is traced inside `lax.scan`, or called level by level from the host. Within it, code that is costly to
     compile should be jitted, apart from `respond`, so that it is compiled once for all simulators.
     """
+
+    def __new__(cls, *args, **settings):
+        check_settings(cls, settings)
+        return super().__new__(cls)
 
     @abc.abstractmethod
     def default_schedule(self, problem: InverseProblem) -> Schedule:

@@ -10,6 +10,7 @@ import equinox as eqx
 import jax.random as jr
 import numpy as np
 
+from enkg_ppl._keywords import check_settings
 from enkg_ppl.evaluation._evaluator import Evaluator
 from enkg_ppl.evaluation._programs import weakly
 from enkg_ppl.posterior import Posterior
@@ -22,6 +23,10 @@ Progress = Callable[[float, str], None]  # (fraction done, a few words)
 
 class Refinement(eqx.Module):
     """Turns an inverse problem, and perhaps a guided ensemble, into exact posterior draws."""
+
+    def __new__(cls, *args, **settings):
+        check_settings(cls, settings)
+        return super().__new__(cls)
 
     def num_guided(self, num_particles: int, dim: int) -> int:
         """Particles that the guided flow should have.
